@@ -1,0 +1,46 @@
+# Whether the CUDA library is built, and how. torch need not be a CUDA build: the stable headers
+# ask for the CUDA runtime alone, and a stub stands in for libtorch_cuda at link time.
+set(FULLSPECTRUM_BUILD_CUDA OFF)
+set(FULLSPECTRUM_CUDA_STATE "built without: switched off (FULLSPECTRUM_CUDA=OFF)")
+if(NOT FULLSPECTRUM_CUDA STREQUAL "OFF")
+  include(CheckLanguage)
+  check_language(CUDA)
+  if(CMAKE_CUDA_COMPILER)
+    set(FULLSPECTRUM_BUILD_CUDA ON)
+    set(FULLSPECTRUM_CUDA_STATE "built")
+  elseif(FULLSPECTRUM_CUDA STREQUAL "ON")
+    message(FATAL_ERROR "FULLSPECTRUM_CUDA=ON, but no CUDA compiler (nvcc) was found")
+  else()
+    set(FULLSPECTRUM_CUDA_STATE "built without: no CUDA compiler (nvcc) was found")
+  endif()
+endif()
+message(STATUS "CUDA operators: ${FULLSPECTRUM_CUDA_STATE}")
+
+if(FULLSPECTRUM_BUILD_CUDA)
+  if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
+    set(CMAKE_CUDA_ARCHITECTURES 80-real 90-real 90-virtual)
+  endif()
+  set(CMAKE_CUDA_STANDARD 17)
+  set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+  enable_language(CUDA)
+endif()
+
+function(fullspectrum_cuda_library name)
+  fullspectrum_library(${name} ${ARGN})
+  target_compile_definitions(${name} PRIVATE USE_CUDA)
+  target_compile_options(
+    ${name}
+    PRIVATE
+      "$<$<COMPILE_LANGUAGE:CUDA>:--Werror=all-warnings;--expt-relaxed-constexpr;--extended-lambda;-Xcompiler=-Wall,-Wextra,-Werror,-fmacro-prefix-map=${CMAKE_CURRENT_SOURCE_DIR}/=>"
+  )
+  set_target_properties(${name} PROPERTIES CUDA_VISIBILITY_PRESET hidden CUDA_RUNTIME_LIBRARY Static)
+  find_library(TORCH_CUDA_LIBRARY torch_cuda PATHS "${TORCH_ROOT}/lib" NO_DEFAULT_PATH NO_CACHE)
+  if(TORCH_CUDA_LIBRARY)
+    target_link_libraries(${name} PRIVATE "${TORCH_CUDA_LIBRARY}")
+  else()
+    add_library(torch_cuda_stub SHARED cmake/torch_cuda_stub.cpp)
+    set_target_properties(torch_cuda_stub PROPERTIES OUTPUT_NAME torch_cuda)
+    target_link_options(${name} PRIVATE -Wl,--no-as-needed)
+    target_link_libraries(${name} PRIVATE torch_cuda_stub)
+  endif()
+endfunction()

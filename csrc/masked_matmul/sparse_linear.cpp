@@ -1,0 +1,96 @@
+#include "masked_matmul/sparse_linear.h"
+
+#include <torch/headeronly/util/Exception.h>
+
+#include "common/checks.h"
+
+namespace fullspectrum {
+namespace {
+
+using torch::stable::Tensor;
+
+constexpr const char* kOp = "sparse_linear";
+constexpr const char* kGradOp = "sparse_linear_grad_values";
+
+// The product of all dimensions but the last.
+int64_t batch_of(const char* op, const char* name, const Tensor& tensor) {
+  STD_TORCH_CHECK(tensor.dim() >= 1, op, ": ", name, " must have at least one dimension");
+  int64_t batch = 1;
+  for (int64_t d = 0; d + 1 < tensor.dim(); ++d) {
+    batch *= tensor.size(d);
+  }
+  return batch;
+}
+
+}  // namespace
+
+SparseLinearSizes check_sparse_linear(
+    const Tensor& x,
+    const Tensor& values,
+    const Tensor& crow_indices,
+    const Tensor& col_indices,
+    int64_t out_features,
+    const std::optional<Tensor>& bias
+) {
+  const int64_t rows = check_csr(kOp, crow_indices, col_indices);
+  STD_TORCH_CHECK(
+      rows == out_features,
+      kOp,
+      ": crow_indices must hold out_features + 1 = ",
+      out_features + 1,
+      " entries, got ",
+      rows + 1
+  );
+  STD_TORCH_CHECK(
+      values.dim() == 1 && values.numel() == col_indices.numel(),
+      kOp,
+      ": values must be as long as col_indices, ",
+      col_indices.numel(),
+      ", got ",
+      values.numel()
+  );
+  check_same_dtype(kOp, "x", x, "values", values);
+  check_same_device(kOp, "x", x, "values", values);
+  check_same_device(kOp, "x", x, "col_indices", col_indices);
+  if (bias.has_value()) {
+    STD_TORCH_CHECK(
+        bias->dim() == 1 && bias->numel() == out_features,
+        kOp,
+        ": bias must be [out_features] = [",
+        out_features,
+        "], got ",
+        bias->numel(),
+        " elements"
+    );
+    check_same_dtype(kOp, "x", x, "bias", *bias);
+    check_same_device(kOp, "x", x, "bias", *bias);
+  }
+  const int64_t batch = batch_of(kOp, "x", x);
+  return {batch, x.size(x.dim() - 1), out_features, values.numel()};
+}
+
+SparseLinearSizes check_sparse_linear_grad_values(
+    const Tensor& grad, const Tensor& x, const Tensor& crow_indices, const Tensor& col_indices
+) {
+  const int64_t rows = check_csr(kGradOp, crow_indices, col_indices);
+  check_same_dtype(kGradOp, "grad", grad, "x", x);
+  check_same_device(kGradOp, "grad", grad, "x", x);
+  check_same_device(kGradOp, "x", x, "col_indices", col_indices);
+  const int64_t batch = batch_of(kGradOp, "x", x);
+  STD_TORCH_CHECK(
+      batch_of(kGradOp, "grad", grad) == batch,
+      kGradOp,
+      ": grad and x must have the same leading dimensions"
+  );
+  STD_TORCH_CHECK(
+      grad.size(grad.dim() - 1) == rows,
+      kGradOp,
+      ": the last dimension of grad must be the number of rows, ",
+      rows,
+      ", got ",
+      grad.size(grad.dim() - 1)
+  );
+  return {batch, x.size(x.dim() - 1), rows, col_indices.numel()};
+}
+
+}  // namespace fullspectrum

@@ -1,0 +1,18 @@
+#include <torch/csrc/stable/library.h>
+
+#include "common/library.h"
+
+// Every operator's schema: the table of contents. Kernels are bound at the end of <op>_cpu.cpp and
+// <op>_cuda.cu; shape functions, derivatives and autocast rules in fullspectrum_ext/ops/.
+FULLSPECTRUM_LIBRARY(m) {
+  // pillar 1, masked matmul: y[..., out] = x[..., in] W^T + bias, W [out, in] in CSR form
+  m.def(
+      "sparse_linear(Tensor x, Tensor values, Tensor crow_indices, Tensor col_indices, "
+      "SymInt out_features, Tensor? bias) -> Tensor"
+  );
+  // its gradient for the stored values: dW_p = sum over the batch of grad[row(p)] x[col(p)]
+  m.def(
+      "sparse_linear_grad_values(Tensor grad, Tensor x, Tensor crow_indices, Tensor col_indices) "
+      "-> Tensor"
+  );
+}
