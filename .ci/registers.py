@@ -32,6 +32,17 @@ def compile_report(source: str, build: str) -> str:
     return result.stdout + result.stderr
 
 
+def kernel_name(mangled: str) -> str:
+    """Find, among the length-prefixed parts of a mangled name, the one that ends in _kernel."""
+    for prefix in re.finditer(r"\d+", mangled):
+        for start in range(prefix.start(), prefix.end()):
+            length = int(mangled[start : prefix.end()])
+            part = mangled[prefix.end() : prefix.end() + length]
+            if len(part) == length and part.endswith("_kernel") and not part[0].isdigit():
+                return part
+    return mangled
+
+
 def main() -> None:
     """Print the largest use of each kernel over its instantiations and architectures."""
     report = compile_report(*sys.argv[1:3])
@@ -44,8 +55,7 @@ def main() -> None:
     registers: dict[tuple[str, str], int] = collections.defaultdict(int)
     failures = []
     for mangled, architecture, stores, loads, used in entry.findall(report):
-        found = re.search(r"\d+([a-z]\w*?_kernel)", mangled)
-        kernel = found.group(1).lstrip("0123456789") if found else mangled
+        kernel = kernel_name(mangled)
         registers[kernel, architecture] = max(registers[kernel, architecture], int(used))
         if int(stores) or int(loads):
             failures.append(f"{mangled} ({architecture}) spills {stores} + {loads} bytes")
