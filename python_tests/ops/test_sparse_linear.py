@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from helpers import random_csr
@@ -375,3 +379,44 @@ def test_the_gradient_operator_refuses_bad_arguments(grad, message, device):
     arguments = [good()[name].to(device) for name in ("x", "crow_indices", "col_indices")]
     with pytest.raises(RuntimeError, match=message):
         GRAD_OP(grad.to(device), *arguments)
+
+
+# ---- instruction sets ----------------------------------------------------------------------------
+
+AGAINST_REFERENCE = """
+import torch
+from fullspectrum_ext import _core, ops
+from fullspectrum_ext.reference import masked_matmul as reference
+
+print(_core.active_isa())
+for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-4)):
+    for batch in (1, 17, 40, 64, 150):
+        torch.manual_seed(0)
+        weight = torch.randn(37, 53, dtype=dtype)
+        crow_indices, col_indices, values = ops.csr_from_dense(weight, torch.rand(37, 53) < 0.4)
+        x, grad = torch.randn(batch, 53, dtype=dtype), torch.randn(batch, 37, dtype=dtype)
+        index = (crow_indices, col_indices)
+        for found, expected in (
+            (
+                ops.sparse_linear(x, values, *index, 37),
+                reference.sparse_linear(x, values, *index, 37),
+            ),
+            (
+                torch.ops.fullspectrum.sparse_linear_grad_values(grad, x, *index),
+                reference.sparse_linear_grad_values(grad, x, *index),
+            ),
+        ):
+            torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+"""
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2"])
+def test_the_lower_instruction_sets_agree_with_the_reference(isa):
+    # Chosen once in a process, so each takes its own. The processor's best one runs in all others.
+    environment = {**os.environ, "FULLSPECTRUM_ISA": isa}
+    command = [sys.executable, "-c", AGAINST_REFERENCE]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    assert ran.returncode == 0, ran.stderr
+    if isa == "baseline":
+        assert ran.stdout.strip() == "baseline"
