@@ -1,8 +1,8 @@
 r"""The formulas of a layer's graph: gaps, bounds and factors, on plain numbers.
 
 A layer is a bipartite graph: input taps on the left, outputs on the right, an edge for every weight
-that is kept. Its adjacency matrix has the eigenvalues :math:`\pm\sigma_i` of the layer's matrix, so
-:math:`\sigma_1` is the trivial and :math:`\sigma_2` the largest nontrivial one. Degrees are averages
+that is kept. Its adjacency matrix has the eigenvalues :math:`\pm\sigma_i` of the layer's matrix:
+:math:`\sigma_1` is the trivial, :math:`\sigma_2` the largest nontrivial one. Degrees are averages
 over the taps and outputs that have an edge.
 """
 

@@ -141,11 +141,12 @@ class FullSpectrum:
 
         Example:
             >>> import torch
+            >>> from fullspectrum_ext.spectral import full_spectrum
             >>> masks = {"fc": torch.ones(3, 3)}
             >>> weights = {"fc": torch.full((3, 3), 0.5)}
             >>> now = full_spectrum(masks, {"fc": torch.full((3, 3), 0.7)})
-            >>> round(now.distance(full_spectrum(masks, weights)), 3)  # 0.6 in two coordinates
-            0.782
+            >>> round(now.distance(full_spectrum(masks, weights)), 4)  # 0.6 in λ, 0.36 in λ_imsg
+            0.6997
         """
         if self.layers.keys() != other.layers.keys():
             differing = sorted(self.layers.keys() ^ other.layers.keys())
@@ -182,7 +183,7 @@ class FullSpectrum:
             for name, layer in self.layers.items()
         }
         vector = dict(zip(COORDINATES, self.vector.tolist(), strict=True))
-        return _without_nan({
+        return _json_ready({
             "flavor": self.flavor,
             "vector": vector,
             "norm": self.norm(),
@@ -190,9 +191,9 @@ class FullSpectrum:
         })
 
 
-def _without_nan(value: Any) -> Any:
+def _json_ready(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _without_nan(part) for key, part in value.items()}
+        return {key: _json_ready(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_without_nan(part) for part in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+        return [_json_ready(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

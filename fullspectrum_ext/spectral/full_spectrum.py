@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,8 @@ from fullspectrum_ext.spectral.graph import Flavor, LayerGraph, is_valid, layer_
 
 Source = nn.Module | Mapping[str, Tensor]
 _FEWEST_TAPS = {"neurips": 2, "iclr": 3}
-_UNDEFINED = (math.nan, math.nan)
+Pair = tuple[float, float]
+_UNDEFINED: Pair = (math.nan, math.nan)
 
 
 def full_spectrum(
@@ -55,7 +57,7 @@ def full_spectrum(
         The spectrum, layer by layer.
 
     Raises:
-        TypeError: If ``source`` or ``weights`` is no model and no mapping.
+        TypeError: If ``source`` or ``weights`` is no model and no mapping of tensors.
         ValueError: If a mask or weight is missing, of a wrong shape or value, or not finite.
 
     References:
@@ -68,7 +70,7 @@ def full_spectrum(
         >>> layer = spectrum.layers["fc"]
         >>> round(layer.ramanujan_gap, 4), round(layer.weighted_gap, 4)
         (2.8284, 3.0)
-    """
+    """  # noqa: DOC502 (the checks below raise)
     if flavor not in _FEWEST_TAPS:
         raise ValueError(f"flavor: expected 'neurips' or 'iclr', got {flavor!r}")
     masks, found = _masks_and_weights(source, weights)
@@ -88,9 +90,7 @@ def full_spectrum(
     return FullSpectrum(layers, flavor)
 
 
-def dense_spectrum(
-    source: Source, weights: Source | None = None, **arguments: object
-) -> FullSpectrum:
+def dense_spectrum(source: Source, weights: Source | None = None, **arguments: Any) -> FullSpectrum:
     """Return the full spectrum of the dense network: the same weights with nothing pruned.
 
     It is a reference for :meth:`FullSpectrum.distance`. Give the dense weights: those that
@@ -106,7 +106,7 @@ def dense_spectrum(
     """
     masks, found = _masks_and_weights(source, weights)
     full = MaskSet({name: torch.ones_like(mask) for name, mask in masks.items()})
-    return full_spectrum(full, found, **arguments)  # type: ignore[arg-type]
+    return full_spectrum(full, found, **arguments)
 
 
 class _Spectra:
@@ -119,32 +119,34 @@ class _Spectra:
         groups: Sequence[Sequence[RegularSubgraph]],
         tol: float,
     ):
-        crow_indices = [graph.crow_indices for graph in graphs]
-        col_indices = [graph.col_indices for graph in graphs]
-        shapes = [graph.shape for graph in graphs]
-
         self.groups = groups
-        found = singular_values(crow_indices, col_indices, None, shapes, 2, tol=tol)
-        self.sigmas, self.bounds = found.values.tolist(), found.bounds.tolist()
-        self.group_sigmas = [
-            part.values.tolist()
-            for part in subgraph_singular_values(
-                crow_indices, col_indices, None, shapes, groups, 2, tol=tol
-            )
-        ]
+        self.sigmas, self.bounds, self.group_sigmas = _solve(graphs, None, groups, tol)
         if values is None:
-            nothing = [_UNDEFINED] * len(graphs)
-            self.weighted_sigmas = self.weighted_bounds = nothing
-            self.group_weighted = [[_UNDEFINED] * len(group) for group in groups]
-            return
-        found = singular_values(crow_indices, col_indices, values, shapes, 2, tol=tol)
-        self.weighted_sigmas, self.weighted_bounds = found.values.tolist(), found.bounds.tolist()
-        self.group_weighted = [
-            part.values.tolist()
-            for part in subgraph_singular_values(
-                crow_indices, col_indices, values, shapes, groups, 2, tol=tol
-            )
-        ]
+            self.weighted_sigmas = self.weighted_bounds = [_UNDEFINED] * len(graphs)
+            self.group_weighted = [[_UNDEFINED] * len(layer) for layer in groups]
+        else:
+            solved = _solve(graphs, values, groups, tol)
+            self.weighted_sigmas, self.weighted_bounds, self.group_weighted = solved
+
+
+def _solve(
+    graphs: Sequence[LayerGraph],
+    values: Sequence[Tensor] | None,
+    groups: Sequence[Sequence[RegularSubgraph]],
+    tol: float,
+) -> tuple[list[Pair], list[Pair], list[list[Pair]]]:
+    """Return the first two singular values of each layer, their bounds, those of its groups."""
+    crow_indices = [graph.crow_indices for graph in graphs]
+    col_indices = [graph.col_indices for graph in graphs]
+    shapes = [graph.shape for graph in graphs]
+    layers = singular_values(crow_indices, col_indices, values, shapes, 2, tol=tol)
+    parts = subgraph_singular_values(crow_indices, col_indices, values, shapes, groups, 2, tol=tol)
+    assert isinstance(parts, list)  # a list of layers in, a list of layers out
+    return (
+        [(first, second) for first, second in layers.values.tolist()],
+        [(first, second) for first, second in layers.bounds.tolist()],
+        [[(first, second) for first, second in part.values.tolist()] for part in parts],
+    )
 
 
 def _layer_spectrum(
@@ -175,18 +177,18 @@ def _layer_spectrum(
         right_degree=graph.right_degree,
         sigma1=sigma1,
         sigma2=sigma2,
-        sigma_bounds=(spectra.bounds[i][0], spectra.bounds[i][1]),
+        sigma_bounds=spectra.bounds[i],
         weighted_sigma1=weighted1,
         weighted_sigma2=weighted2,
-        weighted_sigma_bounds=(spectra.weighted_bounds[i][0], spectra.weighted_bounds[i][1]),
+        weighted_sigma_bounds=spectra.weighted_bounds[i],
         subgraphs=subgraphs,
     )
 
 
 def _subgraph_spectra(
     groups: Sequence[RegularSubgraph],
-    sigmas: Sequence[Sequence[float]],
-    weighted: Sequence[Sequence[float]],
+    sigmas: Sequence[Pair],
+    weighted: Sequence[Pair],
     flavor: Flavor,
 ) -> tuple[SubgraphSpectrum, ...]:
     spectra = []
@@ -245,6 +247,8 @@ def _masks_and_weights(
         raise TypeError(
             f"source: expected a model, a MaskSet or a mapping, got {type(source).__name__}"
         )
+    if len({mask.device for mask in masks.values()}) > 1:  # one native call wants one device
+        masks = {name: mask.cpu() for name, mask in masks.items()}
     if weights is None:
         return masks, own
     if isinstance(weights, nn.Module):
@@ -255,7 +259,7 @@ def _masks_and_weights(
 
 
 def _edge_weights(name: str, mask: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
-    """Return the absolute weights under the mask, row by row; float64 ``[edges]``."""
+    """Return the absolute weights under the mask, row by row, ``[edges]``."""
     if name not in weights:
         raise ValueError(f"weights: there is none for the mask {name!r}")
     weight = weights[name]
@@ -266,7 +270,7 @@ def _edge_weights(name: str, mask: Tensor, weights: Mapping[str, Tensor]) -> Ten
             f"weights[{name!r}]: expected the mask's shape {tuple(mask.shape)}, "
             f"got {tuple(weight.shape)}"
         )
-    values = weight.detach().to(mask.device)[mask].double().abs()
+    values = weight.detach().to(mask.device)[mask].abs()
     if not bool(values.isfinite().all()):
         raise ValueError(f"weights[{name!r}]: expected finite weights, got NaN or infinity")
     return values
