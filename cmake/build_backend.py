@@ -18,10 +18,8 @@ TORCH_FOR_BUILD = "torch==2.13.0"
 
 
 def _environment_has_torch() -> bool:
-    """Tell whether the interpreter's own site-packages hold a torch that is new enough.
-
-    pip hides them from an isolated build's imports, but keeps the interpreter's prefix.
-    """
+    """Tell whether the interpreter's own site-packages hold a torch that is new enough."""
+    # pip hides them from an isolated build's imports, but keeps the interpreter's prefix.
     root = pathlib.Path(sysconfig.get_path("purelib"), "torch")
     if not (root / "include/torch/csrc/stable/library.h").is_file():
         return False

@@ -48,7 +48,7 @@ def check_csr(
         col_indices: Column of each stored entry, the same dtype and device, ``[nnz]``.
         shape: Rows and columns.
         values: Stored entries, floating point, ``[nnz]``; None where there are none to check.
-        validate: Check every index, at the price of reading them (and of a synchronisation on CUDA).
+        validate: Check every index, at the price of reading them (on CUDA, of waiting for them).
 
     Raises:
         TypeError: If an argument is no tensor or has a wrong dtype.

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import torch
 
@@ -61,7 +61,7 @@ def launched_kernels() -> set[str]:
 
 
 @contextlib.contextmanager
-def active() -> Iterator[None]:
+def active() -> Generator[None, None, None]:
     """Within it, torch.ops.fullspectrum on CPU tensors runs the CUDA kernels on the emulator."""
     library()
     with torch.library._scoped_library("fullspectrum", "IMPL") as override:

@@ -20,7 +20,11 @@ int64_t check_csr(const char* op, const Tensor& crow_indices, const Tensor& col_
       " elements"
   );
   STD_TORCH_CHECK(
-      col_indices.dim() == 1, op, ": col_indices must be [nnz], got ", col_indices.dim(), " dimensions"
+      col_indices.dim() == 1,
+      op,
+      ": col_indices must be [nnz], got ",
+      col_indices.dim(),
+      " dimensions"
   );
   const ScalarType dtype = crow_indices.scalar_type();
   STD_TORCH_CHECK(

@@ -49,9 +49,7 @@ struct DeviceScope {
   explicit DeviceScope(const torch::stable::Tensor& tensor) : guard(tensor.get_device_index()) {
     // torch::stable has no typed stream before 2.13, so the C shim is asked.
     void* handle = nullptr;
-    TORCH_ERROR_CODE_CHECK(
-        aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &handle)
-    );
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &handle));
     stream = static_cast<cudaStream_t>(handle);
   }
   torch::stable::accelerator::DeviceGuard guard;
@@ -91,9 +89,8 @@ void launch(
         static_cast<int>(shape.shared_bytes)
     ));
   }
-  kernel<<<shape.grid, shape.block, shape.shared_bytes, scope.stream>>>(
-      static_cast<Params>(args)...
-  );
+  kernel<<<shape.grid, shape.block, shape.shared_bytes, scope.stream> > >(static_cast<Params>(args
+  )...);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 #endif
 }

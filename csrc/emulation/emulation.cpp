@@ -128,9 +128,8 @@ bool open_barriers(unsigned threads) {
 void run_block(const char* kernel, unsigned threads) {
   for (unsigned t = 0; t < threads; ++t) {
     Fiber& fiber = block.fibers[t];
-    fiber.thread = dim3(
-        t % block.dim.x, t / block.dim.x % block.dim.y, t / (block.dim.x * block.dim.y)
-    );
+    fiber.thread =
+        dim3(t % block.dim.x, t / block.dim.x % block.dim.y, t / (block.dim.x * block.dim.y));
     fiber.warp = t / 32;
     fiber.lane = t % 32;
     fiber.done = false;
@@ -162,9 +161,7 @@ void run_block(const char* kernel, unsigned threads) {
 
 }  // namespace
 
-void run(
-    const char* kernel, dim3 grid, dim3 dim, size_t shared_bytes, std::function<void()> body
-) {
+void run(const char* kernel, dim3 grid, dim3 dim, size_t shared_bytes, std::function<void()> body) {
   const uint64_t threads = uint64_t{dim.x} * dim.y * dim.z;
   STD_TORCH_CHECK(
       threads >= 1 && threads <= kMaxThreads, kernel, ": ", threads, " threads in a block"

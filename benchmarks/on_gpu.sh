@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Everything to be done on a machine with a GPU, in one call: build, the CUDA tests, compute-sanitizer,
+# the benchmarks. usage: benchmarks/on_gpu.sh RESULTS_FOLDER
+# Needs a python3 with a CUDA build of torch, nvcc, cmake, ninja, and this package's build and test
+# requirements (scikit-build-core, pybind11, pytest, hypothesis, scipy, typer, rich, safetensors).
+# It changes nothing outside RESULTS_FOLDER and a build folder of its own.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+results=$(mkdir -p "$1" && cd "$1" && pwd)
+site=$(mktemp -d)
+failed=0
+step() { # NAME COMMAND...: runs it, keeps its output, goes on whatever comes
+  local name=$1 start=$SECONDS
+  shift
+  if "$@" >"$results/$name.log" 2>&1; then echo "passed $name ($((SECONDS - start)) s)"; else
+    echo "FAILED $name ($((SECONDS - start)) s)"
+    tail -n 40 "$results/$name.log"
+    failed=1
+  fi
+}
+
+nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv
+export FULLSPECTRUM_CUDA=ON CMAKE_ARGS=-DCMAKE_CUDA_ARCHITECTURES=native
+step build python3 -m pip install --no-build-isolation --no-deps --no-index --target "$site" .
+export PYTHONPATH=$site${PYTHONPATH:+:$PYTHONPATH} REQUIRE_GPU=1
+step info python3 -P -c 'from fullspectrum_ext.cli import main; main()' info
+step tests timeout 240 python3 -P -m pytest -q -m cuda -p no:cacheprovider python_tests
+for tool in memcheck racecheck; do
+  step "sanitizer-$tool" timeout 120 compute-sanitizer --tool "$tool" --error-exitcode 1 \
+    python3 -P -m pytest -q -m cuda -x -p no:cacheprovider python_tests/ops -k "reference"
+done
+for benchmark in sparse_linear spectrum; do
+  step "bench-$benchmark" timeout 180 python3 -P "benchmarks/bench_$benchmark.py" --device cuda --output "$results/$benchmark.json"
+done
+exit $failed

@@ -1,0 +1,18 @@
+import pathlib
+import re
+
+import pytest
+
+CSRC = pathlib.Path(__file__).resolve().parent.parent / "csrc"
+OPERATOR_FOLDERS = sorted(
+    path.name
+    for path in CSRC.iterdir()
+    if path.is_dir() and path.name not in {"common", "emulation"}
+)
+
+
+@pytest.mark.parametrize("folder", OPERATOR_FOLDERS)
+def test_operator_folders_use_common_and_themselves_only(folder):
+    for path in (CSRC / folder).rglob("*.*"):
+        for included in re.findall(r'#include "([^"]+)"', path.read_text()):
+            assert included.split("/")[0] in {folder, "common"}, f"{path.name} includes {included}"
