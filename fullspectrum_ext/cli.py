@@ -14,10 +14,14 @@ from typer.core import TyperGroup
 
 from fullspectrum_ext import _core
 from fullspectrum_ext.experiments.config import TrainConfig, load_config, to_toml
+from fullspectrum_ext.experiments.data import DATASETS
 from fullspectrum_ext.experiments.environment import information
 from fullspectrum_ext.experiments.folder import RunFolder
+from fullspectrum_ext.experiments.models import MODELS
 from fullspectrum_ext.experiments.progress import TrainingProgress
+from fullspectrum_ext.experiments.pruning import prune_by_name
 from fullspectrum_ext.experiments.suite import train as run_job
+from fullspectrum_ext.pruning import methods
 
 
 class _Commands(TyperGroup):
@@ -138,6 +142,59 @@ def train(
     console = Console()
     console.print(f"Run folder: {folder.path} (interrupted, the same command goes on from there)")
     run_job(settings, folder, fresh=fresh, progress=TrainingProgress(console))
+
+
+@app.command()
+def prune(
+    *,
+    model: Annotated[
+        str, typer.Option("--model", help=f"One of {', '.join(MODELS)}, or package.module:function.")
+    ] = "mlp",
+    weights: Annotated[
+        Path | None, typer.Option("--weights", help="Checkpoint to load into the model first.")
+    ] = None,
+    data: Annotated[
+        str,
+        typer.Option(
+            "--data",
+            help=f"What the method looks at: one of {', '.join(DATASETS)}, none, or "
+            "package.module:function that returns batches (inputs, targets).",
+        ),
+    ] = "digits",
+    method: Annotated[
+        str, typer.Option("--method", help=f"One of {', '.join(methods())}, or pags:BASE.")
+    ] = "snip",
+    sparsity: Annotated[
+        float | None, typer.Option("--sparsity", help="Fraction to remove. Default: 0.95.")
+    ] = None,
+    density: Annotated[
+        float | None, typer.Option("--density", help="Fraction to keep, in place of --sparsity.")
+    ] = None,
+    candidates: Annotated[
+        int, typer.Option("--candidates", help="Masks that pags draws and chooses from.")
+    ] = 100,
+    seed: Annotated[
+        int, typer.Option("--seed", help="Of the model's weights and of the method.")
+    ] = 0,
+    out: Annotated[Path, typer.Option("--out", help="File to write.")] = Path("masks.safetensors"),
+) -> None:
+    """Prune a model, write the masks (safetensors) and show them layer by layer."""
+    if sparsity is None and density is None:
+        sparsity = 0.95
+    masks = prune_by_name(
+        model,
+        method,
+        sparsity=sparsity,
+        density=density,
+        data=data,
+        weights=weights,
+        candidates=candidates,
+        seed=seed,
+    )
+    masks.save(out)
+    console = Console()
+    console.print(masks.table())
+    console.print(f"Masks written to {escape(str(out))}", soft_wrap=True)
 
 
 @app.command()
