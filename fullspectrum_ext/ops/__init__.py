@@ -1,1 +1,10 @@
 """The native operators, with their derivatives."""
+
+from fullspectrum_ext.ops.csr import (
+    CsrTranspose,
+    csr_from_dense,
+    csr_row_indices,
+    csr_to_dense,
+    csr_transpose,
+)
+from fullspectrum_ext.ops.sparse_linear import sparse_linear
