@@ -140,7 +140,7 @@ def train(
         return
     folder = RunFolder(out / (name or f"{settings.data}-{settings.model}-{settings.digest()}"))
     console = Console()
-    console.print(f"Run folder: {folder.path} (interrupted, the same command goes on from there)")
+    console.print(f"Run folder: {escape(str(folder.path))}", soft_wrap=True)
     run_job(settings, folder, fresh=fresh, progress=TrainingProgress(console))
 
 
@@ -148,7 +148,8 @@ def train(
 def prune(
     *,
     model: Annotated[
-        str, typer.Option("--model", help=f"One of {', '.join(MODELS)}, or package.module:function.")
+        str,
+        typer.Option("--model", help=f"One of {', '.join(MODELS)}, or package.module:function."),
     ] = "mlp",
     weights: Annotated[
         Path | None, typer.Option("--weights", help="Checkpoint to load into the model first.")

@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 
 from fullspectrum_ext.experiments import RunFolder, TrainConfig
+from fullspectrum_ext.masks import MaskSet
 
-SMALL = TrainConfig(methods=("dense",), seeds=(0, 1), epochs=3, batch_size=256, threads=1)
+SMALL = TrainConfig(methods=("snip", "dense"), seeds=(0, 1), epochs=3, batch_size=256, threads=1)
 
 
 def outcome(path: Path) -> dict[str, object]:
@@ -18,7 +19,7 @@ def outcome(path: Path) -> dict[str, object]:
         "runs": [_timeless(run) for run in results["runs"]],
         "records": [_timeless(line) for line in lines],
         "masks": {
-            file.name: file.read_bytes() for file in sorted((path / "masks").glob("*.safetensors"))
+            file.name: MaskSet.load(file) for file in sorted((path / "masks").glob("*.safetensors"))
         },
     }
 

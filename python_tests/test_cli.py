@@ -7,10 +7,12 @@ import time
 from importlib.metadata import version
 
 import pytest
+import torch
 from jobs import outcome
 from typer.testing import CliRunner
 
 from fullspectrum_ext.cli import app
+from fullspectrum_ext.masks import MaskSet
 
 
 def run(*arguments, code=0):
@@ -92,8 +94,68 @@ def test_other_errors_keep_their_traceback(monkeypatch):
     assert isinstance(result.exception, ZeroDivisionError)
 
 
+def test_prune_writes_masks_and_shows_them(tmp_path):
+    file = tmp_path / "m.safetensors"
+
+    text = run("prune", "--model", "convnet", "--method", "erk", "--sparsity", 0.9, "--out", file)
+
+    masks = MaskSet.load(file)
+    assert masks.nnz == round(0.1 * masks.numel)
+    assert f"{masks.nnz} / {masks.numel}" in text
+    assert all(name in text for name in masks)
+
+
+def test_prune_takes_a_model_and_data_of_ones_own(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "import torch\n"
+        "def net():\n"
+        "    return torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Linear(5, 2))\n"
+        "def batches():\n"
+        "    return [(torch.ones(3, 6), torch.tensor([0, 1, 0]))]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(3)
+    weights = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Linear(5, 2)).state_dict()
+    torch.save({"model": weights, "epoch": 3}, "w.pt")
+    options = ["--model", "mine:net", "--data", "mine:batches", "--density", 0.5]
+
+    run("prune", *options, "--weights", "w.pt", "--method", "magnitude")
+
+    scores = torch.cat([weights[f"{i}.weight"].abs().flatten() for i in (0, 1)])
+    kept = torch.cat([mask.flatten() for mask in MaskSet.load("masks.safetensors").values()])
+    assert kept.sum() == 20
+    assert scores[kept].min() > scores[~kept].max()
+    run("prune", *options, "--method", "snip")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--method", "snap"], "error: .*'snap'.*did you mean 'snip'"),
+        (["--method", "erk:snip"], "error: method: only pags samples around a base"),
+        (["--sparsity", "1"], r"error: sparsity: expected a fraction in \[0, 1\), got 1.0"),
+        (
+            ["--sparsity", "0.5", "--density", "0.5"],
+            "error: sparsity, density: expected exactly one",
+        ),
+        (["--model", "nosuch:net"], "error: model: there is no module 'nosuch'"),
+        (["--model", "mlpp"], "error: model: expected one of mlp, convnet, or package.module:func"),
+        (["--model", "os:getcwd"], "error: model: expected os:getcwd to return a torch.nn.Module"),
+        (["--data", "os:nosuch"], "error: data: os has no 'nosuch'"),
+        (["--data", "none"], "error: data: "),
+        (["--weights", "none.pt"], "error: .*none.pt"),
+    ],
+)
+def test_prune_refuses_in_words(arguments, words, tmp_path):
+    file = tmp_path / "m.safetensors"
+
+    assert re.search(words, run("prune", "--out", file, *arguments, code=2))
+
+    assert not file.exists()
+
+
 KILLED = ["--epochs", 50, "--batch-size", 64, "--threads", 1, "--seeds", "0,1"]
-KILLED += ["--methods", "dense"]
+KILLED += ["--methods", "snip"]
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,8 @@ _KEYS = {
     "config",
     "method",
     "seed",
+    "masks",
+    "pruning_seconds",
     "epoch",
     "model",
     "optimizer",

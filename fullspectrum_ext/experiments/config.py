@@ -44,7 +44,7 @@ class TrainConfig:
     data: str = _setting("digits", f"Data set: {', '.join(DATASETS)}.")
     model: str = _setting("mlp", f"Model: {', '.join(MODELS)}.")
     methods: tuple[str, ...] = _setting(
-        ("dense",),
+        ("snip", "erk"),
         "Pruning methods to compare. pags:BASE samples around BASE; dense prunes nothing.",
     )
     sparsity: float = _setting(0.95, "Fraction of the weights that is removed, in [0, 1).")

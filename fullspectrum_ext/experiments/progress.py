@@ -1,8 +1,6 @@
 """What a person sees while a job runs: a bar for the job, one for the current run, a line each."""
 
-from collections.abc import Mapping
 from types import TracebackType
-from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -62,7 +60,7 @@ class TrainingProgress:
         """Say what the current run is at."""
         self._bars.update(self._run, description=title)
 
-    def end_epoch(self, record: Mapping[str, Any]) -> None:
+    def end_epoch(self) -> None:
         """Move both bars one epoch on."""
         self._bars.advance(self._job)
         self._bars.advance(self._run)

@@ -13,7 +13,7 @@ from fullspectrum_ext.experiments.models import MODELS, build_model
 from fullspectrum_ext.experiments.state import read_state
 from fullspectrum_ext.masks import MaskSet
 
-_DIGITS = (1, 8, 8), 10  # what the models are built for where no data says otherwise
+_DIGITS: tuple[tuple[int, ...], int] = (1, 8, 8), 10  # what the models are built for where no data says otherwise
 
 
 def prune_by_name(
@@ -42,6 +42,9 @@ def prune_by_name(
 
     Returns:
         The masks.
+
+    Raises:
+        TypeError: If the function for ``model`` returns something else.
     """
     check_method(method)
     shape, classes = _DIGITS
@@ -58,8 +61,7 @@ def prune_by_name(
         network = _imported("model", model, MODELS)
         if not isinstance(network, nn.Module):
             raise TypeError(
-                f"model: expected {model} to return a torch.nn.Module, "
-                f"got {type(network).__name__}"
+                f"model: expected {model} to return a torch.nn.Module, got {type(network).__name__}"
             )
     if weights is not None:
         _load_weights(network, weights)

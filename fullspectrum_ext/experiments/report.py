@@ -66,9 +66,6 @@ def draw_figure(folder: RunFolder) -> None:
 
     Args:
         folder: Of a finished job.
-
-    Raises:
-        ValueError: If matplotlib is not installed.
     """
     figure, (left, right) = new_figure(columns=2)
     results = read_json(folder.results)
@@ -113,8 +110,7 @@ def new_figure(columns: int) -> tuple[Any, Any]:
         from matplotlib.figure import Figure  # not pyplot: no display, no state
     except ImportError as error:
         raise ValueError(
-            "figures need matplotlib, which is not installed: "
-            "pip install 'fullspectrum-ext[plots]'"
+            "figures need matplotlib, which is not installed: pip install 'fullspectrum-ext[plots]'"
         ) from error
     figure = Figure(figsize=(6.5 * columns, 4.5), layout="constrained")
     return figure, figure.subplots(1, columns)

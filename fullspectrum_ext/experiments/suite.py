@@ -1,6 +1,8 @@
 """A job: every method with every seed, checkpointed, resumed, summed up."""
 
 import dataclasses
+import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,9 +10,10 @@ from torch import nn
 
 from fullspectrum_ext.experiments.checkpoint import load_checkpoint, save_checkpoint
 from fullspectrum_ext.experiments.config import TrainConfig
-from fullspectrum_ext.experiments.data import load_data
+from fullspectrum_ext.experiments.data import Batches, load_data
 from fullspectrum_ext.experiments.environment import environment
 from fullspectrum_ext.experiments.folder import RunFolder
+from fullspectrum_ext.experiments.methods import DENSE, make_masks
 from fullspectrum_ext.experiments.models import build_model
 from fullspectrum_ext.experiments.progress import TrainingProgress
 from fullspectrum_ext.experiments.records import (
@@ -20,6 +23,8 @@ from fullspectrum_ext.experiments.records import (
     write_json,
 )
 from fullspectrum_ext.experiments.training import Run, evaluate, reproducible
+from fullspectrum_ext.masks import MaskSet
+from fullspectrum_ext.nn import sparsify
 
 
 def train(
@@ -87,43 +92,81 @@ class _Job:
     def _one_run(self, method: str, seed: int, state: dict[str, Any] | None) -> dict[str, Any]:
         """Bring one run from its checkpoint, or from nothing, to its end and judge it."""
         title = f"{method}, seed {seed}"
-        self.progress.start_run(title, self.config.epochs, state["epoch"] if state else 0)
+        done = state["epoch"] if state else 0
+        self.progress.start_run(f"{title}: pruning", self.config.epochs, done)
         model = self._build(seed)
+        if state is None:
+            masks, pruning_seconds = self._prune(model, method, seed)
+        else:
+            masks, pruning_seconds = self._load_masks(state, method, seed), state["pruning_seconds"]
+        self.progress.note(title)
+        if method != DENSE:
+            model = sparsify(model, masks)
         run = Run(self.config, self.dataset, model, seed)
-        if state:
-            self._restore(run, state, method, seed)
+        facts = {
+            "config": self.config.digest(),
+            "method": method,
+            "seed": seed,
+            "masks": masks.digest(),
+            "pruning_seconds": pruning_seconds,
+        }
+        checkpoint = self.folder.checkpoint(method, seed)
+        if state is None:
+            save_checkpoint(checkpoint, facts | run.state_dict())
+        else:
+            _restore(run, state, checkpoint)
         while run.epoch < self.config.epochs:
             record = run.train_epoch()
-            line = {"method": method, "seed": seed, **record, "threads": self.threads}
+            line = {"method": method, "seed": seed, **record}
+            line |= {"density": masks.density, "threads": self.threads}
             append_record(self.folder.records, line)
-            self._save(run, method, seed)
-            self.progress.end_epoch(record)
-        result = self._judge(run, method, seed)
+            save_checkpoint(checkpoint, facts | run.state_dict())
+            self.progress.end_epoch()
+        result = self._judge(run, masks, seed)
         self.progress.end_run(f"{title}: test accuracy {result['test_accuracy']:.2%}")
-        return result
+        times = {"pruning_seconds": pruning_seconds, "training_seconds": run.seconds}
+        return {"method": method, "seed": seed, **result, **times}
 
     def _build(self, seed: int) -> nn.Module:
         model = build_model(self.config.model, self.dataset.shape, self.dataset.classes, seed)
         return model.to(self.config.device)
 
-    def _save(self, run: Run, method: str, seed: int) -> None:
-        state = {"config": self.config.digest(), "method": method, "seed": seed}
-        save_checkpoint(self.folder.checkpoint(method, seed), state | run.state_dict())
+    def _prune(self, model: nn.Module, method: str, seed: int) -> tuple[MaskSet, float]:
+        """Make the masks of a run, and save them before anything builds on them."""
+        start = time.perf_counter()
+        masks = make_masks(
+            method,
+            model,
+            sparsity=self.config.sparsity,
+            candidates=self.config.candidates,
+            data=list(Batches(self.dataset.train, self.config.batch_size, seed)),
+            seed=seed,
+        )
+        seconds = time.perf_counter() - start
+        masks.save(self.folder.masks(method, seed))
+        return masks, seconds
 
-    def _restore(self, run: Run, state: dict[str, Any], method: str, seed: int) -> None:
-        try:
-            run.load_state_dict(state)
-        except (KeyError, RuntimeError, TypeError, ValueError) as error:
-            path = self.folder.checkpoint(method, seed)
-            raise ValueError(f"{path}: does not fit the run: {error}") from error
+    def _load_masks(self, state: dict[str, Any], method: str, seed: int) -> MaskSet:
+        path = self.folder.masks(method, seed)
+        masks = MaskSet.load(path)
+        if masks.digest() != state["masks"]:
+            raise ValueError(f"{path}: not the masks that this run was trained with")
+        return masks
 
-    def _judge(self, run: Run, method: str, seed: int) -> dict[str, Any]:
+    def _judge(self, run: Run, masks: MaskSet, seed: int) -> dict[str, Any]:
         """The figures of a finished run."""
         test_loss, test_accuracy = evaluate(run.model, self.dataset.test)
         return {
-            "method": method,
-            "seed": seed,
+            "kept": masks.nnz,
+            "total": masks.numel,
+            "sparsity": masks.sparsity,
             "test_accuracy": test_accuracy,
             "test_loss": test_loss,
-            "training_seconds": run.seconds,
         }
+
+
+def _restore(run: Run, state: dict[str, Any], checkpoint: Path) -> None:
+    try:
+        run.load_state_dict(state)
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{checkpoint}: does not fit the run: {error}") from error

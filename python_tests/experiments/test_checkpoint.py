@@ -9,6 +9,8 @@ STATE = {
     "config": "abcd",
     "method": "dense",
     "seed": 0,
+    "masks": "ef",
+    "pruning_seconds": 0.5,
     "epoch": 3,
     "model": {"weight": torch.arange(3.0)},
     "optimizer": {"state": {0: {"step": torch.tensor(2.0)}}, "param_groups": [{"lr": 0.1}]},
@@ -56,7 +58,7 @@ def test_a_hostile_checkpoint_runs_no_code(tmp_path, how):
     path, trace = tmp_path / "x.pt", tmp_path / "trace"
     content = {"model": _Hostile(trace)}
     if how == "pickle":
-        path.write_bytes(pickle.dumps(content))
+        path.write_bytes(pickle.dumps(content, protocol=2))
     else:
         torch.save(content, path, _use_new_zipfile_serialization=how == "torch")
 
