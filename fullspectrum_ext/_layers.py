@@ -12,6 +12,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+Patterns = str | Iterable[str] | None  # of names, see select_names
 PRUNABLE = (nn.Linear, nn.Conv2d)
 
 
@@ -34,8 +35,8 @@ def join(prefix: str, name: str) -> str:
 
 def select_names(
     names: Iterable[str],
-    include: str | Iterable[str] | None = None,
-    exclude: str | Iterable[str] | None = None,
+    include: Patterns = None,
+    exclude: Patterns = None,
 ) -> list[str]:
     """Keep the names that match a pattern of ``include`` and none of ``exclude``.
 

@@ -7,4 +7,10 @@ from fullspectrum_ext.ops.csr import (
     csr_to_dense,
     csr_transpose,
 )
+from fullspectrum_ext.ops.regular_subgraphs import RegularSubgraph, regular_subgraphs
+from fullspectrum_ext.ops.singular_values import (
+    SingularValues,
+    singular_values,
+    subgraph_singular_values,
+)
 from fullspectrum_ext.ops.sparse_linear import sparse_linear

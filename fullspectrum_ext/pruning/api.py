@@ -8,13 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fullspectrum_ext._layers import prunable_weights, select_names
+from fullspectrum_ext._layers import Patterns, prunable_weights, select_names
 from fullspectrum_ext.masks import MaskSet
 from fullspectrum_ext.pruning.base import Loss, ScoringContext, find_method
 from fullspectrum_ext.pruning.batches import Batches
 from fullspectrum_ext.pruning.selection import check_scores, select
-
-Patterns = str | Iterable[str] | None
 
 
 def prune(

@@ -36,7 +36,7 @@ class ScoringContext:
     density: float
     scope: str
     generator: torch.Generator
-    batches: Batches | list[Batch] | None
+    batches: Batches | None
     loss: Loss
     _model: nn.Module
 
