@@ -19,4 +19,24 @@ FULLSPECTRUM_LIBRARY(m) {
       "sparse_linear_grad_values(Tensor grad, Tensor x, Tensor crow_indices, Tensor col_indices, "
       "Tensor? ccol_indices=None, Tensor? row_indices=None, Tensor? permutation=None) -> Tensor"
   );
+  // pillar 2, regular subgraphs: for each layer the input taps sorted by degree, beside each tap
+  // its degree and the number of outputs that the taps of this degree touch; layers one after the
+  // other
+  m.def(
+      "regular_subgraphs(Tensor[] crow_indices, Tensor[] col_indices, int[] cols) "
+      "-> (Tensor, Tensor, Tensor)"
+  );
+  // pillar 3, eigenvalues: leading singular values [n, k] of n matrices and their error bounds;
+  // values is empty where all entries are one
+  m.def(
+      "singular_values(Tensor[] crow_indices, Tensor[] col_indices, Tensor[] values, int[] cols, "
+      "int k, float tol) -> (Tensor, Tensor)"
+  );
+  // the same for groups of columns: taps lists each matrix's groups one after the other, subgraphs
+  // their number, taps_of their lengths
+  m.def(
+      "subgraph_singular_values(Tensor[] crow_indices, Tensor[] col_indices, Tensor[] values, "
+      "int[] cols, Tensor[] taps, int[] subgraphs, int[] taps_of, int k, float tol) "
+      "-> (Tensor, Tensor)"
+  );
 }

@@ -1,0 +1,41 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+namespace fullspectrum {
+
+// The pattern of a matrix in CSR form, in memory that somebody else owns.
+template <typename index_t>
+struct CsrView {
+  int64_t rows;
+  int64_t cols;
+  int64_t nnz;
+  const index_t* crow_indices;  // [rows + 1]
+  const index_t* col_indices;   // [nnz]
+};
+
+// What would make reading the pattern unsafe, in words; empty if nothing does. O(rows + nnz).
+template <typename index_t>
+std::string csr_fault(const CsrView<index_t>& csr) {
+  const index_t* crow = csr.crow_indices;
+  if (crow[0] != 0 || crow[csr.rows] != csr.nnz) {
+    return "crow_indices must start at 0 and end at nnz = " + std::to_string(csr.nnz) + ", got " +
+           std::to_string(crow[0]) + " and " + std::to_string(crow[csr.rows]);
+  }
+  for (int64_t row = 0; row < csr.rows; ++row) {
+    if (crow[row + 1] < crow[row]) {
+      return "crow_indices must never decrease, row " + std::to_string(row) + " does";
+    }
+  }
+  for (int64_t p = 0; p < csr.nnz; ++p) {
+    const int64_t col = csr.col_indices[p];
+    if (col < 0 || col >= csr.cols) {
+      return "col_indices must lie in [0, " + std::to_string(csr.cols) + "), got " +
+             std::to_string(col);
+    }
+  }
+  return "";
+}
+
+}  // namespace fullspectrum
