@@ -415,7 +415,7 @@ for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-4)):
 def test_the_lower_instruction_sets_agree_with_the_reference(isa):
     # Chosen once in a process, so each takes its own. The processor's best one runs in all others.
     environment = {**os.environ, "FULLSPECTRUM_ISA": isa}
-    command = [sys.executable, "-c", AGAINST_REFERENCE]
+    command = [sys.executable, "-P", "-c", AGAINST_REFERENCE]
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
     assert ran.returncode == 0, ran.stderr
