@@ -13,8 +13,8 @@ import sys
 # (65,536 registers); a kernel that needs more, or may do with less, is named here with its reason.
 BUDGET = 128
 BUDGETS = {
-    # One block of 256 threads solves one problem and keeps its loop state in registers; latency, not
-    # occupancy, decides its time. 255 let that one block run.
+    # A block of 256 threads solves one problem, its loop state in registers: latency, not
+    # occupancy, decides its time. With 255 that block runs.
     "block_lanczos_kernel": 255,
 }
 
