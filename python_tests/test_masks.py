@@ -270,6 +270,15 @@ def test_from_layers_of_this_package(kind):
     assert torch.equal(masks["0.weight"], mask)
 
 
+def test_from_the_state_dict_of_a_sparse_layer():
+    mask = torch.tensor([[1, 0, 0, 1, 0], [0, 1, 0, 0, 0]], dtype=torch.bool)
+    state = nn.Sequential(Sparse(mask)).state_dict()
+    with pytest.raises(ValueError, match="sparse layer '0' does not say how many inputs it has"):
+        MaskSet.from_state_dict(state)
+    state["0.in_features"] = torch.tensor(5)
+    assert torch.equal(MaskSet.from_state_dict(state)["0.weight"], mask)
+
+
 def test_a_shared_parameter_is_named_once(model):
     twice = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     twice[1].weight = twice[0].weight

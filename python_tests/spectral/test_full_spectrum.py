@@ -275,6 +275,17 @@ def test_a_layer_is_the_same_alone_and_among_others(sparse_model):
     assert list(full_spectrum(sparse_model, exclude=["9.*"]).layers) == ["0.weight", "3.weight"]
 
 
+def test_on_every_device(device):
+    masks = {"a": torch.rand(9, 14) < 0.5, "b": torch.rand(6, 2, 2, 2) < 0.6}
+    weights = {name: torch.randn(mask.shape) for name, mask in masks.items()}
+    spectrum = full_spectrum({name: mask.to(device) for name, mask in masks.items()}, weights)
+    for name, mask in masks.items():
+        layer = spectrum.layers[name]
+        found = [getattr(layer, coordinate) for coordinate in COORDINATES]
+        flat = [tensor.flatten(1).double().numpy() for tensor in (mask, weights[name])]
+        np.testing.assert_allclose(found, plain_spectrum(*flat, "neurips"), rtol=1e-5, atol=1e-5)
+
+
 def test_half_precision_weights_count_as_what_they_are():
     mask, weight = torch.rand(20, 30) < 0.3, torch.randn(20, 30).bfloat16()
     half, double = one_layer(mask, weight), one_layer(mask, weight.double())
