@@ -1,0 +1,1 @@
+"""The native operators in plain torch: the definition of right."""
