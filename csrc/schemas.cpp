@@ -5,15 +5,19 @@
 // Every operator's schema: the table of contents. Kernels are bound at the end of <op>_cpu.cpp and
 // <op>_cuda.cu; shape functions, derivatives and autocast rules in fullspectrum_ext/ops/.
 FULLSPECTRUM_LIBRARY(m) {
-  // pillar 1, masked matmul: y[..., out] = x[..., in] W^T + bias, W [out, in] in CSR form
+  // pillar 1, masked matmul: y[..., out] = x[..., in] W^T + bias, W [out, in] in CSR form. The last
+  // three arguments are W^T in CSR form (see CsrTranspose in ops/csr.py); only the derivatives use
+  // them, and find them out themselves where they are not given.
   m.def(
       "sparse_linear(Tensor x, Tensor values, Tensor crow_indices, Tensor col_indices, "
-      "SymInt out_features, Tensor? bias) -> Tensor"
+      "SymInt out_features, Tensor? bias=None, Tensor? ccol_indices=None, Tensor? "
+      "row_indices=None, "
+      "Tensor? permutation=None) -> Tensor"
   );
   // its gradient for the stored values: dW_p = sum over the batch of grad[row(p)] x[col(p)]
   m.def(
-      "sparse_linear_grad_values(Tensor grad, Tensor x, Tensor crow_indices, Tensor col_indices) "
-      "-> Tensor"
+      "sparse_linear_grad_values(Tensor grad, Tensor x, Tensor crow_indices, Tensor col_indices, "
+      "Tensor? ccol_indices=None, Tensor? row_indices=None, Tensor? permutation=None) -> Tensor"
   );
   // pillar 2, regular subgraphs: for each layer the input taps sorted by degree, beside each tap
   // its degree and the number of outputs that the taps of this degree touch; layers one after the

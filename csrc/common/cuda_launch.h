@@ -89,7 +89,7 @@ void launch(
         static_cast<int>(shape.shared_bytes)
     ));
   }
-  // clang-format off: in a header it would split the >>>
+  // clang-format off: in a header it takes >>> for three brackets
   kernel<<<shape.grid, shape.block, shape.shared_bytes, scope.stream>>>(static_cast<Params>(args)...);
   // clang-format on
   STD_CUDA_KERNEL_LAUNCH_CHECK();

@@ -78,7 +78,7 @@ SparseLinearSizes check_sparse_linear_grad_values(
   check_same_device(kGradOp, "x", x, "col_indices", col_indices);
   const int64_t batch = batch_of(kGradOp, "x", x);
   STD_TORCH_CHECK(
-      batch_of(kGradOp, "grad", grad) == batch,
+      grad.dim() == x.dim() && batch_of(kGradOp, "grad", grad) == batch,
       kGradOp,
       ": grad and x must have the same leading dimensions"
   );

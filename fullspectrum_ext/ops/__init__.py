@@ -1,8 +1,16 @@
 """The native operators, with their derivatives."""
 
+from fullspectrum_ext.ops.csr import (
+    CsrTranspose,
+    csr_from_dense,
+    csr_row_indices,
+    csr_to_dense,
+    csr_transpose,
+)
 from fullspectrum_ext.ops.regular_subgraphs import RegularSubgraph, regular_subgraphs
 from fullspectrum_ext.ops.singular_values import (
     SingularValues,
     singular_values,
     subgraph_singular_values,
 )
+from fullspectrum_ext.ops.sparse_linear import sparse_linear

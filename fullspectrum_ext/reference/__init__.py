@@ -1,1 +1,1 @@
-"""The native operators in plain torch: the definition of right."""
+"""Every operator once more in plain torch: the definition of right, for tests and benchmarks."""

@@ -1,0 +1,111 @@
+"""How every benchmark of this folder times, and what it writes down beside the numbers."""
+
+import json
+import os
+import pathlib
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+RESULTS = pathlib.Path(__file__).resolve().parent / "results"
+
+
+class Quartiles(NamedTuple):
+    """Seconds a call took: the lower quartile, the median and the upper quartile."""
+
+    lower: float
+    median: float
+    upper: float
+
+
+def time_interleaved(
+    calls: Mapping[str, Callable[[], object]],
+    repeats: int = 20,
+    *,
+    warmup: int = 3,
+    device: torch.device | str = "cpu",
+) -> dict[str, Quartiles]:
+    """Time several calls in turns, so that a slow moment of the machine meets all of them.
+
+    Args:
+        calls: What to time, by name.
+        repeats: Timed rounds, at least 2; each round calls everything once.
+        warmup: Rounds before the clock starts.
+        device: Where the calls run; on CUDA each one is waited for.
+
+    Returns:
+        The quartiles of each call, in seconds.
+    """
+    on_cuda = torch.device(device).type == "cuda"
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(-warmup, repeats):
+        for name, call in calls.items():
+            if on_cuda:
+                torch.cuda.synchronize()
+            start = time.perf_counter()
+            call()
+            if on_cuda:
+                torch.cuda.synchronize()
+            if turn >= 0:
+                seconds[name].append(time.perf_counter() - start)
+    return {
+        name: Quartiles(*statistics.quantiles(times, n=4, method="inclusive"))
+        for name, times in seconds.items()
+    }
+
+
+def environment() -> dict[str, Any]:
+    """Describe the machine and the software: what a figure needs beside it to be worth anything."""
+    from fullspectrum_ext import _core
+
+    described = {
+        "commit": _commit(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "cpu": _cpu_name(),
+        "cpu_kernels": _core.active_isa(),
+        "logical_cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load_average": round(os.getloadavg()[0], 2),
+        "malloc": {name: value for name, value in os.environ.items() if "MALLOC" in name},
+    }
+    if torch.cuda.is_available():
+        described["cuda"] = torch.version.cuda
+        described["gpu"] = torch.cuda.get_device_name()
+    return described
+
+
+def write_json(path: pathlib.Path | str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write ``rows`` with the environment; a file of that name is replaced whole or not at all."""
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(
+        json.dumps({"environment": environment(), "rows": list(rows)}, indent=1) + "\n"
+    )
+    partial.replace(path)
+
+
+def _commit() -> str:
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        result = subprocess.run(
+            command, capture_output=True, text=True, check=True, cwd=RESULTS.parent
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return result.stdout.strip()
+
+
+def _cpu_name() -> str:
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()

@@ -1,0 +1,235 @@
+"""The weight matrices of a model or a state dict, however they are stored.
+
+A layer's weight may be dense, dense under a mask (``torch.nn.utils.prune``, a parametrization, a
+masked layer of this package) or stored sparse. Here all of them become one thing: a name, a mask
+and a dense weight. Layers are recognised by their buffers, so this file knows no layer class.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+Patterns = str | Iterable[str] | None  # of names, see select_names
+PRUNABLE = (nn.Linear, nn.Conv2d)
+
+
+class LayerWeight(NamedTuple):
+    """One layer's weight as the network computes with it: zero wherever the mask is.
+
+    Attributes:
+        weight: Dense weight, the shape of the parameter, detached.
+        mask: Which weights are there, bool, the same shape.
+    """
+
+    weight: Tensor
+    mask: Tensor
+
+
+def join(prefix: str, name: str) -> str:
+    """Return the dotted name of ``name`` in the module called ``prefix``."""
+    return f"{prefix}.{name}" if prefix else name
+
+
+def select_names(
+    names: Iterable[str],
+    include: Patterns = None,
+    exclude: Patterns = None,
+) -> list[str]:
+    """Keep the names that match a pattern of ``include`` and none of ``exclude``.
+
+    A pattern is a shell-style glob on the parameter's name, or on that of its layer: ``"fc*"``,
+    ``"layer1.*"``, ``"head"``. One that matches nothing is a ValueError: it is nearly always a
+    typing mistake.
+
+    Args:
+        names: Parameter names, in the order to keep.
+        include: One pattern or several; None takes all.
+        exclude: One pattern or several; None leaves none out.
+
+    Returns:
+        The names that are left.
+
+    Example:
+        >>> select_names(["conv.weight", "head.weight"], exclude="head")
+        ['conv.weight']
+    """
+    names = list(names)
+
+    included = set(names) if include is None else _matching("include", include, names)
+    excluded = set() if exclude is None else _matching("exclude", exclude, names)
+    return [name for name in names if name in included and name not in excluded]
+
+
+def _matching(argument: str, patterns: str | Iterable[str], names: list[str]) -> set[str]:
+    found: set[str] = set()
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        hits = {
+            name
+            for name in names
+            if fnmatchcase(name, pattern) or fnmatchcase(name.rpartition(".")[0], pattern)
+        }
+        if not hits:
+            raise ValueError(
+                f"{argument}: the pattern {pattern!r} matches none of {', '.join(names)}"
+            )
+        found |= hits
+    return found
+
+
+def model_layers(model: nn.Module) -> dict[str, LayerWeight]:
+    """Collect the weight and the mask of every linear and 2-d convolution layer of a model.
+
+    Recognised: ``torch.nn.utils.prune`` (``weight_mask``), this package's sparse layers
+    (``crow_indices``, ``col_indices``) and masked layers (a bool ``mask``), and every other
+    ``nn.Linear`` and ``nn.Conv2d``, whose mask is what is not zero in ``layer.weight``
+    (parametrizations included). A parameter that two modules share is named once.
+
+    Args:
+        model: Any module; it is not changed.
+
+    Returns:
+        Parameter name (``"layer1.0.conv1.weight"``) to weight and mask, in the model's order.
+
+    Raises:
+        ValueError: If a layer is lazy and has no weight yet.
+    """
+    found: dict[str, LayerWeight] = {}
+    seen: set[int] = set()
+    for prefix, module in model.named_modules():
+        buffers = dict(module.named_buffers(recurse=False))
+        name = join(prefix, "weight")
+        if "crow_indices" in buffers and "col_indices" in buffers:
+            found[name] = _from_csr(
+                buffers["crow_indices"],
+                buffers["col_indices"],
+                module.get_parameter("values").detach(),
+                (int(module.out_features), int(module.in_features)),
+            )
+            continue
+        mask = buffers.get("weight_mask")
+        if mask is None and buffers.get("mask") is not None and hasattr(module, "weight"):
+            mask = buffers["mask"]
+        if mask is None and not isinstance(module, PRUNABLE):
+            continue
+        stored = module._parameters.get("weight", module._parameters.get("weight_orig"))
+        if stored is not None and nn.parameter.is_lazy(stored):
+            raise ValueError(f"model: {name} is not initialised yet; run one batch through it")
+        if stored is not None and id(stored) in seen:
+            continue
+        seen.add(id(stored) if stored is not None else id(module))
+        found[name] = _masked(_current_weight(module), mask)
+    return found
+
+
+def state_dict_layers(state: Mapping[str, Tensor]) -> dict[str, LayerWeight]:
+    """Collect the weights and masks of a state dict, whose modules are not at hand.
+
+    Recognised beside plain weights: ``X_orig`` with ``X_mask`` (``torch.nn.utils.prune``),
+    ``parametrizations.X.original`` with ``parametrizations.X.0.mask`` (``torch.ao``), ``mask``
+    beside ``weight``, and this package's ``values``, ``crow_indices``, ``col_indices`` with
+    ``in_features``. A plain weight is a floating tensor called ``weight`` with two or four
+    dimensions: a state dict does not say which of them are embeddings.
+
+    Args:
+        state: Name to tensor.
+
+    Returns:
+        Parameter name, as it is in the dense model, to weight and mask.
+    """
+    found: dict[str, LayerWeight] = {}
+    for key, tensor in state.items():
+        if not isinstance(tensor, Tensor):
+            continue
+        prefix, _, last = key.rpartition(".")
+        if last == "crow_indices":
+            name = join(prefix, "weight")
+            found[name] = _sparse_entry(state, prefix)
+        elif last == "weight_orig":
+            found[join(prefix, "weight")] = _masked(tensor, state.get(join(prefix, "weight_mask")))
+        elif last == "original" and prefix.endswith("parametrizations.weight"):
+            layer = prefix.removesuffix("parametrizations.weight").rstrip(".")
+            found[join(layer, "weight")] = _masked(tensor, state.get(f"{prefix}.0.mask"))
+        elif last == "weight" and tensor.dim() in {2, 4} and tensor.is_floating_point():
+            found[key] = _masked(tensor, state.get(join(prefix, "mask")))
+    return found
+
+
+def prunable_weights(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield the weights that a pruning method may choose from: those of Linear and Conv2d.
+
+    A parameter that two modules share is one parameter and comes once, by its first name.
+
+    Args:
+        model: Any module; it is not changed.
+
+    Yields:
+        Parameter name and parameter, in the model's order.
+
+    Raises:
+        ValueError: If a weight is lazy, parametrized, already under a mask, on the meta device, or
+            holds NaN or infinite values.
+    """
+    seen: set[int] = set()
+    for prefix, module in model.named_modules():
+        if not isinstance(module, PRUNABLE):
+            continue
+        name = join(prefix, "weight")
+        weight = module._parameters.get("weight")
+        if weight is not None and nn.parameter.is_lazy(weight):
+            raise ValueError(f"model: {name} is not initialised yet; run one batch through it")
+        if weight is None or "mask" in module._buffers:
+            raise ValueError(
+                f"model: {name} is parametrized or already under a mask, and pruning it would not "
+                "act on the weight that is used; make it a plain parameter first "
+                "(torch.nn.utils.prune.remove, torch.nn.utils.parametrize.remove_parametrizations, "
+                "fullspectrum_ext.densify)"
+            )
+        if id(weight) in seen:
+            continue
+        seen.add(id(weight))
+        if weight.is_meta:
+            raise ValueError(f"model: {name} is on the meta device and has no values")
+        if not bool(weight.detach().isfinite().all()):
+            raise ValueError(f"model: {name} holds NaN or infinite values")
+        yield name, weight
+
+
+def _current_weight(module: nn.Module) -> Tensor:
+    """Return the weight that the module computes with, free of stale caches."""
+    original = module._parameters.get("weight_orig")
+    if original is not None:  # torch.nn.utils.prune refreshes `weight` only in forward
+        return original.detach()
+    with torch.no_grad():
+        return cast(Tensor, module.weight).detach()
+
+
+def _masked(weight: Tensor, mask: Tensor | None) -> LayerWeight:
+    weight = weight.detach()
+    if mask is None:
+        return LayerWeight(weight, weight != 0)
+    mask = mask.detach() != 0
+    return LayerWeight(weight.masked_fill(~mask, 0), mask)
+
+
+def _from_csr(
+    crow_indices: Tensor, col_indices: Tensor, values: Tensor, shape: tuple[int, int]
+) -> LayerWeight:
+    lengths = crow_indices.diff()
+    rows = torch.repeat_interleave(torch.arange(shape[0], device=lengths.device), lengths)
+    cols = col_indices.long()
+    weight = values.new_zeros(shape)
+    weight[rows, cols] = values
+    mask = torch.zeros(shape, dtype=torch.bool, device=values.device)
+    mask[rows, cols] = True
+    return LayerWeight(weight, mask)
+
+
+def _sparse_entry(state: Mapping[str, Tensor], prefix: str) -> LayerWeight:
+    crow_indices, col_indices, values = (
+        state[join(prefix, field)] for field in ("crow_indices", "col_indices", "values")
+    )
+    shape = (crow_indices.numel() - 1, int(state[join(prefix, "in_features")]))
+    return _from_csr(crow_indices, col_indices, values.detach(), shape)

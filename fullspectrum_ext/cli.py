@@ -1,0 +1,207 @@
+"""The ``fullspectrum`` command: a thin door to the functions of the package."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from typer.core import TyperGroup
+
+from fullspectrum_ext import _core
+from fullspectrum_ext.experiments.config import TrainConfig, load_config, to_toml
+from fullspectrum_ext.experiments.data import DATASETS
+from fullspectrum_ext.experiments.environment import information
+from fullspectrum_ext.experiments.folder import RunFolder
+from fullspectrum_ext.experiments.models import MODELS
+from fullspectrum_ext.experiments.progress import TrainingProgress
+from fullspectrum_ext.experiments.pruning import prune_by_name
+from fullspectrum_ext.experiments.suite import train as run_job
+from fullspectrum_ext.pruning import methods
+
+
+class _Commands(TyperGroup):
+    """Shows what is wrong with the input in one red line, and leaves other errors as they are."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (ValueError, TypeError, FileNotFoundError) as error:
+            Console(stderr=True, soft_wrap=True).print(
+                f"error: {error}", style="red", markup=False, highlight=False
+            )
+            raise typer.Exit(2) from error
+        except KeyboardInterrupt as error:
+            Console(stderr=True).print("interrupted")
+            raise typer.Exit(130) from error
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+
+def main() -> None:
+    """Run the ``fullspectrum`` command."""
+    app()
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"fullspectrum {_core.build_info()['version']}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Prune, score and train sparse networks that are really sparse."""
+
+
+def _settings_as_flags(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command one flag for each field of TrainConfig, in the place of ``**flags``."""
+    signature = inspect.signature(command)
+    parameters = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    kinds = get_type_hints(TrainConfig)
+    for field in dataclasses.fields(TrainConfig):
+        kind, default = kinds[field.name], field.default
+        if isinstance(default, tuple):  # a list is written with commas
+            kind, default = str, ",".join(map(str, default))
+        option = typer.Option(
+            f"--{field.name.replace('_', '-')}",
+            help=f"{field.metadata['help']} Default: {default}.",
+            rich_help_panel="Settings (each also a key of the TOML file)",
+        )
+        annotation = Annotated[kind | None, option]  # type: ignore[valid-type]
+        parameters.append(
+            inspect.Parameter(
+                field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
+            )
+        )
+    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    return command
+
+
+def _split_lists(flags: dict[str, Any]) -> dict[str, Any]:
+    if flags["methods"] is not None:
+        flags["methods"] = [method.strip() for method in flags["methods"].split(",")]
+    if flags["seeds"] is not None:
+        try:
+            flags["seeds"] = [int(seed) for seed in flags["seeds"].split(",")]
+        except ValueError as error:
+            raise ValueError(
+                f"seeds: expected whole numbers with commas between, got {flags['seeds']!r}"
+            ) from error
+    return flags
+
+
+@app.command()
+@_settings_as_flags
+def train(
+    *,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="TOML file of settings; flags win over it.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder of all runs.")] = Path("runs"),
+    name: Annotated[
+        str | None,
+        typer.Option("--name", help="Folder in it. Default: data, model, digest of the settings."),
+    ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Throw away what the run's folder holds; start anew.")
+    ] = False,
+    show: Annotated[
+        bool, typer.Option("--show-config", help="Print the settings as TOML and stop.")
+    ] = False,
+    **flags: Any,
+) -> None:
+    """Compare pruning methods: prune, train sparse, judge; one table and one folder of files.
+
+    Without arguments: digits, an MLP at 95 % sparsity, PAGS over SNIP beside SNIP and ERK, three
+    seeds. After an interruption the same command goes on where it was, to the same results bit for
+    bit; when all is done it shows the results again.
+    """
+    settings = load_config(config, **_split_lists(flags)).resolved()
+    if show:
+        print(to_toml(dataclasses.asdict(settings)), end="")
+        return
+    folder = RunFolder(out / (name or f"{settings.data}-{settings.model}-{settings.digest()}"))
+    console = Console()
+    console.print(f"Run folder: {escape(str(folder.path))}", soft_wrap=True)
+    run_job(settings, folder, fresh=fresh, progress=TrainingProgress(console))
+
+
+@app.command()
+def prune(
+    *,
+    model: Annotated[
+        str,
+        typer.Option("--model", help=f"One of {', '.join(MODELS)}, or package.module:function."),
+    ] = "mlp",
+    weights: Annotated[
+        Path | None, typer.Option("--weights", help="Checkpoint to load into the model first.")
+    ] = None,
+    data: Annotated[
+        str,
+        typer.Option(
+            "--data",
+            help=f"What the method looks at: one of {', '.join(DATASETS)}, none, or "
+            "package.module:function that returns batches (inputs, targets).",
+        ),
+    ] = "digits",
+    method: Annotated[
+        str, typer.Option("--method", help=f"One of {', '.join(methods())}, or pags:BASE.")
+    ] = "snip",
+    sparsity: Annotated[
+        float | None, typer.Option("--sparsity", help="Fraction to remove. Default: 0.95.")
+    ] = None,
+    density: Annotated[
+        float | None, typer.Option("--density", help="Fraction to keep, in place of --sparsity.")
+    ] = None,
+    candidates: Annotated[
+        int, typer.Option("--candidates", help="Masks that pags draws and chooses from.")
+    ] = 100,
+    seed: Annotated[
+        int, typer.Option("--seed", help="Of the model's weights and of the method.")
+    ] = 0,
+    out: Annotated[Path, typer.Option("--out", help="File to write.")] = Path("masks.safetensors"),
+) -> None:
+    """Prune a model, write the masks (safetensors) and show them layer by layer."""
+    if sparsity is None and density is None:
+        sparsity = 0.95
+    masks = prune_by_name(
+        model,
+        method,
+        sparsity=sparsity,
+        density=density,
+        data=data,
+        weights=weights,
+        candidates=candidates,
+        seed=seed,
+    )
+    masks.save(out)
+    console = Console()
+    console.print(masks.table())
+    console.print(f"Masks written to {escape(str(out))}", soft_wrap=True)
+
+
+@app.command()
+def info() -> None:
+    """Show versions, how the package was built, and what is off and why."""
+    table = Table(show_header=False, box=None)
+    for row in information().items():
+        table.add_row(*map(escape, row))
+    Console().print(table, soft_wrap=True)

@@ -1,0 +1,5 @@
+"""Experiments: settings, data, models, training that resumes, records and reports."""
+
+from fullspectrum_ext.experiments.config import TrainConfig, load_config
+from fullspectrum_ext.experiments.folder import RunFolder
+from fullspectrum_ext.experiments.suite import train

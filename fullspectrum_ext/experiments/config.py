@@ -1,0 +1,214 @@
+"""The settings of a training job: one dataclass, a TOML file and command-line flags alike."""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+import torch
+
+from fullspectrum_ext.experiments.data import DATASETS
+from fullspectrum_ext.experiments.methods import check_method
+from fullspectrum_ext.experiments.models import MODELS
+
+OPTIMIZERS = ("adamw", "sgd")
+
+
+def _setting(default: Any, description: str) -> Any:
+    return dataclasses.field(default=default, metadata={"help": description})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """What ``fullspectrum train`` runs: every method with every seed.
+
+    All that can change a result is in here, so that two runs of equal settings (on the same kind of
+    device) are the same bit for bit. Each field is a key of the TOML file and, with dashes for
+    underscores, a flag.
+
+    Raises:
+        TypeError: If a value is of the wrong type.
+        ValueError: If a value is out of range, or a name unknown.
+
+    Example:
+        >>> TrainConfig(sparsity=0.98, seeds=(0, 1)).epochs
+        40
+    """
+
+    data: str = _setting("digits", f"Data set: {', '.join(DATASETS)}.")
+    model: str = _setting("mlp", f"Model: {', '.join(MODELS)}.")
+    methods: tuple[str, ...] = _setting(
+        ("snip", "erk"),
+        "Pruning methods to compare. pags:BASE samples around BASE; dense prunes nothing.",
+    )
+    sparsity: float = _setting(0.95, "Fraction of the weights that is removed, in [0, 1).")
+    candidates: int = _setting(100, "Masks that pags draws and chooses from.")
+    seeds: tuple[int, ...] = _setting(
+        (0, 1, 2), "One run each. Methods share a seed's initial weights and order of the data."
+    )
+    epochs: int = _setting(40, "Passes over the training data.")
+    batch_size: int = _setting(64, "Samples in a step.")
+    optimizer: str = _setting("adamw", f"One of {', '.join(OPTIMIZERS)} (sgd has momentum 0.9).")
+    learning_rate: float = _setting(3e-3, "At the start; falls to zero along a cosine.")
+    weight_decay: float = _setting(1e-4, "Weight decay of the optimizer.")
+    device: str = _setting("cpu", "Where to train: cpu, cuda, cuda:1, ...")
+    threads: int = _setting(0, "CPU threads; 0 means as many as torch takes. Part of the result.")
+
+    def __post_init__(self) -> None:
+        for name, kind in get_type_hints(type(self)).items():
+            object.__setattr__(self, name, _of_kind(name, getattr(self, name), kind))
+        _check_choice("data", self.data, DATASETS)
+        _check_choice("model", self.model, MODELS)
+        _check_choice("optimizer", self.optimizer, OPTIMIZERS)
+        _check_list("methods", self.methods)
+        _check_list("seeds", self.seeds)
+        for method in self.methods:
+            check_method(method)
+        for name, least in (("candidates", 1), ("epochs", 1), ("batch_size", 1), ("threads", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
+        for seed in self.seeds:
+            if not 0 <= seed < 2**63:
+                raise ValueError(f"seeds: expected values in [0, 2**63), got {seed}")
+        if not 0 <= self.sparsity < 1:
+            raise ValueError(f"sparsity: expected a fraction in [0, 1), got {self.sparsity}")
+        if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
+            raise ValueError(f"learning_rate: expected a number > 0, got {self.learning_rate}")
+        if not (self.weight_decay >= 0 and math.isfinite(self.weight_decay)):
+            raise ValueError(f"weight_decay: expected a number >= 0, got {self.weight_decay}")
+        _check_device(self.device)
+
+    def resolved(self) -> "TrainConfig":
+        """The same settings with the number of threads that 0 stands for on this machine."""
+        return dataclasses.replace(self, threads=self.threads or torch.get_num_threads())
+
+    def digest(self) -> str:
+        """Eight hexadecimal digits that stand for all the settings."""
+        return hashlib.sha256(to_toml(dataclasses.asdict(self)).encode()).hexdigest()[:8]
+
+    def differences(self, other: "TrainConfig") -> list[str]:
+        """The settings that differ, as ``name = this one's value, not other's value``."""
+        return [
+            f"{field.name} = {_toml_value(mine)}, not {_toml_value(theirs)}"
+            for field in dataclasses.fields(self)
+            if (mine := getattr(self, field.name)) != (theirs := getattr(other, field.name))
+        ]
+
+
+def load_config(file: Path | None = None, **flags: Any) -> TrainConfig:
+    """Settings from a TOML file and from flags: flags win over the file, the file over defaults.
+
+    Args:
+        file: A TOML file with any of the fields of :class:`TrainConfig` as keys, or None.
+        **flags: Values of fields; None means not given.
+
+    Returns:
+        The settings, checked as :class:`TrainConfig` does.
+
+    Raises:
+        ValueError: If the file is no TOML, or holds an unknown key.
+    """
+    values: dict[str, Any] = {}
+    if file is not None:
+        values = _read_toml(file)
+        known = [field.name for field in dataclasses.fields(TrainConfig)]
+        for key in values:
+            if key not in known:
+                raise ValueError(f"{file}: unknown key {key!r}{_nearest(key, known)}")
+    given = {key: value for key, value in flags.items() if value is not None}
+    if file is None:
+        return TrainConfig(**given)
+    try:
+        TrainConfig(**values)  # so that a mistake in the file is said to be there
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{file}: {error}") from error
+    return TrainConfig(**(values | given))
+
+
+def to_toml(values: Mapping[str, Any]) -> str:
+    """Write a flat mapping of text, numbers, truth values and lists of them as TOML.
+
+    Args:
+        values: Key to value.
+
+    Returns:
+        One line a key, which ``tomllib.loads`` reads back as it was.
+
+    Example:
+        >>> print(to_toml({"model": "mlp", "seeds": [0, 1], "sparsity": 0.5}), end="")
+        model = "mlp"
+        seeds = [0, 1]
+        sparsity = 0.5
+    """
+    return "".join(f"{key} = {_toml_value(value)}\n" for key, value in values.items())
+
+
+def _toml_value(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return repr(value)  # TOML writes inf and nan as Python does
+    if isinstance(value, str):
+        # A JSON string is a TOML basic string, but for the delete character.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, Sequence):
+        return "[" + ", ".join(_toml_value(item) for item in value) + "]"
+    raise TypeError(f"expected text, a number, a truth value or a list, got {value!r}")
+
+
+def _read_toml(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(Path(file).read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file}: expected a TOML file: {error}") from error
+
+
+def _of_kind(name: str, value: Any, kind: Any) -> Any:
+    """The value as the field's type has it: an int may stand for a float, a list for a tuple."""
+    if get_origin(kind) is tuple:
+        if not isinstance(value, list | tuple):
+            raise TypeError(f"{name}: expected a list, got {value!r}")
+        return tuple(_of_kind(name, item, get_args(kind)[0]) for item in value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not kind:
+        words = {str: "text", int: "a whole number", float: "a number"}
+        raise TypeError(f"{name}: expected {words[kind]}, got {value!r}")
+    return value
+
+
+def _check_list(name: str, values: Sequence[object]) -> None:
+    if not values:
+        raise ValueError(f"{name}: expected at least one, got none")
+    for value in values:
+        if values.count(value) > 1:
+            raise ValueError(f"{name}: expected each one once, got {value!r} twice")
+
+
+def _check_choice(name: str, value: str, known: Iterable[str]) -> None:
+    if value not in known:
+        raise ValueError(
+            f"{name}: expected one of {', '.join(known)}, got {value!r}{_nearest(value, known)}"
+        )
+
+
+def _check_device(device: str) -> None:
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise ValueError(f"device: expected cpu or cuda, got {device!r}") from error
+    if kind not in {"cpu", "cuda"}:
+        raise ValueError(f"device: expected cpu or cuda, got {device!r}")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device: {device!r} asked for, but torch finds no CUDA device")
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=2)
+    return f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""

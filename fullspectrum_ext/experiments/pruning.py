@@ -1,0 +1,105 @@
+"""Pruning a model that is given by name, as ``fullspectrum prune`` does."""
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from fullspectrum_ext.experiments.data import DATASETS, Batches, load_data
+from fullspectrum_ext.experiments.methods import check_method, make_masks
+from fullspectrum_ext.experiments.models import MODELS, build_model
+from fullspectrum_ext.experiments.state import read_state
+from fullspectrum_ext.masks import MaskSet
+
+_DIGITS: tuple[tuple[int, ...], int] = (1, 8, 8), 10  # what the models are built for where no data says otherwise
+
+
+def prune_by_name(
+    model: str,
+    method: str,
+    *,
+    sparsity: float | None = None,
+    density: float | None = None,
+    data: str = "digits",
+    weights: Path | None = None,
+    candidates: int = 100,
+    seed: int = 0,
+) -> MaskSet:
+    """Build a model, load its weights and data, and prune it.
+
+    Args:
+        model: Key of ``MODELS``, or ``package.module:function`` that returns a module.
+        method: A pruning method, or ``pags:BASE``.
+        sparsity: Fraction to remove. Give this or ``density``.
+        density: Fraction to keep.
+        data: Key of ``DATASETS`` (its training part is looked at), ``none``, or
+            ``package.module:function`` that returns batches ``(inputs, targets)``.
+        weights: Checkpoint to load; without one a model of ``MODELS`` has its initial weights.
+        candidates: Masks that ``pags`` draws.
+        seed: Of the initial weights and of the method.
+
+    Returns:
+        The masks.
+
+    Raises:
+        TypeError: If the function for ``model`` returns something else.
+    """
+    check_method(method)
+    shape, classes = _DIGITS
+    batches: Any = None
+    if data in DATASETS:
+        dataset = load_data(data)
+        shape, classes = dataset.shape, dataset.classes
+        batches = list(Batches(dataset.train, 64, seed))
+    elif data != "none":
+        batches = _imported("data", data, DATASETS)
+    if model in MODELS:
+        network = build_model(model, shape, classes, seed)
+    else:
+        network = _imported("model", model, MODELS)
+        if not isinstance(network, nn.Module):
+            raise TypeError(
+                f"model: expected {model} to return a torch.nn.Module, got {type(network).__name__}"
+            )
+    if weights is not None:
+        _load_weights(network, weights)
+    return make_masks(
+        method,
+        network,
+        sparsity=sparsity,
+        density=density,
+        candidates=candidates,
+        data=batches,
+        seed=seed,
+    )
+
+
+def _imported(argument: str, path: str, known: dict[str, Any]) -> Any:
+    """What ``package.module:function`` returns; modules are looked for in this folder too."""
+    module_name, _, function_name = path.partition(":")
+    if not module_name or not function_name:
+        raise ValueError(
+            f"{argument}: expected one of {', '.join(known)}, or package.module:function, "
+            f"got {path!r}"
+        )
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name != module_name.split(".")[0] and error.name != module_name:
+            raise  # the module is there, and misses another
+        raise ValueError(f"{argument}: there is no module {module_name!r}") from error
+    finally:
+        sys.path.pop(0)
+    if not hasattr(module, function_name):
+        raise ValueError(f"{argument}: {module_name} has no {function_name!r}")
+    return getattr(module, function_name)()
+
+
+def _load_weights(network: nn.Module, file: Path) -> None:
+    try:
+        network.load_state_dict(read_state(file))
+    except RuntimeError as error:
+        raise ValueError(f"{file}: does not fit the model: {error}") from error

@@ -1,0 +1,140 @@
+"""What a job found: one table and one figure, made from ``results.json`` and ``records.jsonl``."""
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from io import BytesIO
+from typing import Any
+
+from rich.table import Table
+
+from fullspectrum_ext._files import write_atomically
+from fullspectrum_ext.experiments.folder import RunFolder
+from fullspectrum_ext.experiments.records import read_json, read_records
+
+Figures = Mapping[str, Any]
+
+
+def results_table(results: Figures) -> Table:
+    """One line a method: exact sparsity, accuracy, coordinate before and after, time.
+
+    Args:
+        results: What ``results.json`` holds.
+
+    Returns:
+        A table for people; spreads are standard deviations over the seeds.
+    """
+    config = results["config"]
+    table = Table(
+        title=f"{config['data']}, {config['model']}, {_seeds(config['seeds'])}",
+        caption=(
+            "± is the standard deviation over seeds. Test accuracy after the last epoch. Norm: of "
+            "the full-spectrum coordinate, with the initial and with the trained weights under the "
+            "same mask. Anchor distance: between these two."
+        ),
+        caption_justify="left",
+    )
+    table.add_column("method")
+    for header in (
+        "sparsity\n(kept / all)",
+        "test accuracy\n%",
+        "norm\nbefore",
+        "norm\nafter",
+        "anchor\ndistance",
+        "prune + train\nseconds",
+    ):
+        table.add_column(header, justify="right")
+    for method, runs in _by_method(results["runs"]).items():
+        seconds = (
+            statistics.mean(run[key] for run in runs)
+            for key in ("pruning_seconds", "training_seconds")
+        )
+        table.add_row(
+            method,
+            f"{runs[0]['sparsity']:.4f}\n{runs[0]['kept']} / {runs[0]['total']}",
+            _spread([100 * run["test_accuracy"] for run in runs]),
+            *(
+                _spread([run[key] for run in runs])
+                for key in ("norm_before", "norm_after", "anchor_distance")
+            ),
+            " + ".join(f"{part:.1f}" for part in seconds),
+        )
+    return table
+
+
+def draw_figure(folder: RunFolder) -> None:
+    """Draw accuracy over epochs and against the coordinate, into the run folder.
+
+    Args:
+        folder: Of a finished job.
+    """
+    figure, (left, right) = new_figure(columns=2)
+    results = read_json(folder.results)
+    curves = _by_method(read_records(folder.records))
+    for color, (method, runs) in enumerate(_by_method(results["runs"]).items()):
+        epochs = sorted({record["epoch"] for record in curves[method]})
+        accuracies = [
+            [100 * r["validation_accuracy"] for r in curves[method] if r["epoch"] == epoch]
+            for epoch in epochs
+        ]
+        left.plot(epochs, [statistics.mean(a) for a in accuracies], color=f"C{color}", label=method)
+        left.fill_between(
+            epochs, [min(a) for a in accuracies], [max(a) for a in accuracies], alpha=0.2, lw=0
+        )
+        for run in runs:
+            y = 100 * run["test_accuracy"]
+            right.plot([run["norm_before"], run["norm_after"]], [y, y], color=f"C{color}", lw=0.8)
+            right.plot(run["norm_before"], y, "o", color=f"C{color}", mfc="white")
+            right.plot(run["norm_after"], y, "o", color=f"C{color}")
+    left.set(xlabel="epoch", ylabel="validation accuracy, % (mean; band: all seeds)")
+    left.legend()
+    right.set(
+        xlabel="norm of the full-spectrum coordinate (open: initial, filled: trained weights)",
+        ylabel="test accuracy, %",
+    )
+    write_atomically(folder.figure, png(figure))
+
+
+def new_figure(columns: int) -> tuple[Any, Any]:
+    """Start a figure with some panels side by side.
+
+    Args:
+        columns: How many.
+
+    Returns:
+        The figure and its axes.
+
+    Raises:
+        ValueError: If matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure  # not pyplot: no display, no state
+    except ImportError as error:
+        raise ValueError(
+            "figures need matplotlib, which is not installed: pip install 'fullspectrum-ext[plots]'"
+        ) from error
+    figure = Figure(figsize=(6.5 * columns, 4.5), layout="constrained")
+    return figure, figure.subplots(1, columns)
+
+
+def png(figure: Any) -> bytes:
+    """Return the figure as the content of a PNG file."""
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    return buffer.getvalue()
+
+
+def _by_method(items: Iterable[Figures]) -> dict[str, list[Figures]]:
+    groups: dict[str, list[Figures]] = {}
+    for item in items:
+        groups.setdefault(item["method"], []).append(item)
+    return groups
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    return f"{len(seeds)} seeds" if len(seeds) > 1 else "1 seed"
+
+
+def _spread(values: Sequence[float]) -> str:
+    """Mean and, of more than one value, standard deviation (that of a sample)."""
+    mean = f"{statistics.mean(values):.2f}"
+    return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean

@@ -1,0 +1,133 @@
+"""One run: a model, its masks and its optimizer, epoch by epoch, resumable after each."""
+
+import contextlib
+import math
+import os
+import time
+from collections.abc import Generator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fullspectrum_ext.experiments.config import TrainConfig
+from fullspectrum_ext.experiments.data import Batches, Dataset, Split
+
+
+@contextlib.contextmanager
+def reproducible(threads: int) -> Generator[None, None, None]:
+    """Within it, torch uses this many threads and only operations that repeat bit for bit."""
+    before = torch.get_num_threads()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        torch.use_deterministic_algorithms(deterministic)
+
+
+class Run:
+    """One method with one seed, at the end of some epoch.
+
+    Args:
+        config: Settings of the job.
+        dataset: On the device of the model.
+        model: What is trained, already sparse where it is to be.
+        seed: Of the order of the data.
+    """
+
+    def __init__(self, config: TrainConfig, dataset: Dataset, model: nn.Module, seed: int) -> None:
+        self.dataset = dataset
+        self.model = model
+        self.optimizer = _optimizer(config, model)
+        self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, config.epochs)
+        self.batches = Batches(dataset.train, config.batch_size, seed)
+        self.epoch = 0
+        self.seconds = 0.0
+
+    def train_epoch(self) -> dict[str, float]:
+        """Go through the training data once, then look at the validation data.
+
+        Returns:
+            The figures of the epoch, for the records.
+
+        Raises:
+            ValueError: If the loss is no longer a finite number.
+        """
+        start = time.perf_counter()
+        learning_rate = self.optimizer.param_groups[0]["lr"]
+        self.model.train()
+        loss_sum, correct = 0.0, 0
+        for x, y in self.batches:
+            self.optimizer.zero_grad()
+            output = self.model(x)
+            loss = F.cross_entropy(output, y)
+            loss.backward()
+            self.optimizer.step()
+            loss_sum += loss.item() * len(y)
+            correct += int((output.argmax(1) == y).sum())
+        self.scheduler.step()
+        self.epoch += 1
+        samples = len(self.dataset.train.y)
+        if not math.isfinite(loss_sum):
+            raise ValueError(
+                f"learning_rate: the loss became {loss_sum} in epoch {self.epoch}; "
+                f"expected it to stay finite, try less than {learning_rate:g}"
+            )
+        validation_loss, validation_accuracy = evaluate(self.model, self.dataset.validation)
+        seconds = time.perf_counter() - start
+        self.seconds += seconds
+        return {
+            "epoch": self.epoch,
+            "learning_rate": learning_rate,
+            "train_loss": loss_sum / samples,
+            "train_accuracy": correct / samples,
+            "validation_loss": validation_loss,
+            "validation_accuracy": validation_accuracy,
+            "seconds": seconds,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the rest of the run depends on."""
+        return {
+            "epoch": self.epoch,
+            "seconds": self.seconds,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "generator": self.batches.generator.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from where :meth:`state_dict` was taken."""
+        self.epoch = state["epoch"]
+        self.seconds = state["seconds"]
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.batches.generator.set_state(state["generator"])
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, split: Split) -> tuple[float, float]:
+    """Mean cross-entropy and accuracy of a model, in evaluation mode, over all of a split."""
+    model.eval()
+    loss, correct = 0.0, 0
+    for x, y in zip(split.x.split(1024), split.y.split(1024), strict=True):
+        output = model(x)
+        loss += F.cross_entropy(output, y, reduction="sum").item()
+        correct += int((output.argmax(1) == y).sum())
+    return loss / len(split.y), correct / len(split.y)
+
+
+def _optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
+    rate, decay = config.learning_rate, config.weight_decay
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(
+            model.parameters(), lr=rate, momentum=0.9, nesterov=True, weight_decay=decay
+        )
+    return torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay)

@@ -1,0 +1,315 @@
+"""From a dense model and masks to a sparse model, and back."""
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from fullspectrum_ext import _checks
+from fullspectrum_ext.nn.masked import MaskedConv2d, MaskedLinear
+from fullspectrum_ext.nn.sparse_linear import SparseLinear
+from fullspectrum_ext.ops import csr_to_dense
+
+_BACKENDS = ("auto", "sparse", "masked")
+# Exactly these types: a subclass may compute something else with its weight.
+_LINEAR = (nn.Linear, MaskedLinear)
+_CONV2D = (nn.Conv2d, MaskedConv2d)
+_SPARSE_FIELDS = ("values", "crow_indices", "col_indices")
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def sparsify(
+    model: Model,
+    masks: Mapping[str, Tensor],
+    *,
+    backend: str = "auto",
+    allow_empty: bool = False,
+) -> Model:
+    """Make a model sparse: replace its masked ``Linear`` and ``Conv2d`` layers in place.
+
+    Weights under a mask keep their values, the others are gone. A truly sparse layer has the new
+    parameter ``values`` in place of ``weight``, so make the optimizer afterwards.
+
+    Args:
+        model: The model. Nothing in it is changed when an argument is refused.
+        masks: For each weight to mask, named as in ``model.named_parameters()``, a tensor of its
+            shape: True or 1 keeps, False or 0 removes.
+        backend: ``"sparse"`` stores and touches the kept weights only (``Linear``). ``"masked"``
+            keeps dense layers whose removed weights stay exactly zero. ``"auto"`` takes the first
+            for ``Linear`` and the second for ``Conv2d``.
+        allow_empty: Accept a mask that keeps no weight at all.
+
+    Returns:
+        The model; where ``model`` itself is a masked layer, the layer that takes its place.
+
+    Raises:
+        TypeError: If ``masks`` is no mapping of names to tensors.
+        ValueError: If a name is not a parameter of the model, or is shared, uninitialised or not
+            the weight of a plain ``Linear`` or ``Conv2d``; if a mask has another shape, holds
+            other values than 0 and 1 or keeps nothing; if ``backend`` is unknown, or
+            ``"sparse"`` for a convolution.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+        >>> sparsify(model, {"0.weight": torch.eye(3, 4).bool()})
+        Sequential(
+          (0): SparseLinear(in_features=4, out_features=3, nnz=3, density=0.25, bias=True)
+          (1): ReLU()
+          (2): Linear(in_features=3, out_features=2, bias=True)
+        )
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    if not isinstance(masks, Mapping):
+        raise TypeError(
+            f"masks: expected a mapping of names to tensors, got {type(masks).__name__}"
+        )
+    if backend not in _BACKENDS:
+        raise ValueError(f"backend: expected one of {', '.join(_BACKENDS)}, got {backend!r}")
+    uses = _uses(model)
+    chosen = {}
+    for name, mask in masks.items():
+        layer = _layer_to_mask(model, name, uses)
+        if backend == "sparse" and isinstance(layer, nn.Conv2d):
+            raise ValueError(
+                f"masks[{name!r}]: backend='sparse' is for Linear layers, and this is a Conv2d: "
+                "convolutions are dense-masked in this version, take 'auto' or 'masked'"
+            )
+        chosen[name] = (layer, _as_bool(name, mask, layer.weight, allow_empty))
+    layers = {
+        _layer_name(name): _sparse_layer(layer, mask, backend)
+        for name, (layer, mask) in chosen.items()
+    }
+    return _replace(model, layers)
+
+
+def densify(model: Model) -> Model:
+    """Make a sparse model dense again: the inverse of :func:`sparsify`, with zeros filled in.
+
+    Args:
+        model: The model; its sparse and masked layers are replaced in place by ``torch.nn.Linear``
+            and ``torch.nn.Conv2d``.
+
+    Returns:
+        The model; where ``model`` itself is such a layer, the layer that takes its place.
+
+    Example:
+        >>> layer = sparsify(nn.Linear(2, 2, bias=False), {"weight": torch.eye(2)})
+        >>> densify(layer)
+        Linear(in_features=2, out_features=2, bias=False)
+    """
+    layers = {
+        name: _dense_layer(module)
+        for name, module in model.named_modules()
+        if isinstance(module, (SparseLinear, MaskedLinear, MaskedConv2d))
+    }
+    return _replace(model, layers)
+
+
+def load_sparse_state_dict(model: Model, state_dict: Mapping[str, Any]) -> Model:
+    """Load a sparse model's ``state_dict`` into a freshly built dense model.
+
+    The layers that ``state_dict`` holds in sparse or masked form are replaced as by
+    :func:`sparsify`, then everything is loaded: the model gives the same outputs, bit for bit.
+
+    Args:
+        model: A dense model of the same architecture. Nothing in it is changed when ``state_dict``
+            is refused.
+        state_dict: What ``sparse_model.state_dict()`` gave.
+
+    Returns:
+        The model; where ``model`` itself is a sparse layer, the layer that takes its place.
+
+    Raises:
+        ValueError: If keys are missing, unexpected or of another shape, or if a layer's fields are
+            not a CSR matrix or mask of its weight's shape.
+
+    Example:
+        >>> sparse = sparsify(nn.Sequential(nn.Linear(3, 2)), {"0.weight": torch.ones(2, 3)})
+        >>> load_sparse_state_dict(nn.Sequential(nn.Linear(3, 2)), sparse.state_dict())
+        Sequential(
+          (0): SparseLinear(in_features=3, out_features=2, nnz=6, density=1, bias=True)
+        )
+    """  # noqa: DOC502
+    uses = _uses(model)
+    expected: dict[str, torch.Size | None] = {
+        key: tensor.shape for key, tensor in model.state_dict().items()
+    }
+    masks: dict[str, Tensor] = {}
+    backends: dict[str, str] = {}
+    for key in state_dict:
+        prefix, _, field = key.rpartition(".")
+        name = f"{prefix}.weight" if prefix else "weight"
+        if field == "crow_indices":
+            layer = _layer_to_mask(model, name, uses)
+            masks[name] = _mask_of_fields(state_dict, key[: -len(field)], layer)
+            backends[name] = "sparse"
+            del expected[name]
+            expected.update({key[: -len(field)] + entry: None for entry in _SPARSE_FIELDS})
+        elif field == "mask" and name in expected and key not in expected:
+            layer = _layer_to_mask(model, name, uses)
+            masks[name] = _as_bool(name, state_dict[key], layer.weight, allow_empty=True)
+            backends[name] = "masked"
+            expected[key] = layer.weight.shape
+    _check_keys(expected, state_dict)
+    layers = {
+        _layer_name(name): _sparse_layer(_layer_to_mask(model, name, uses), mask, backends[name])
+        for name, mask in masks.items()
+    }
+    model = _replace(model, layers)
+    model.load_state_dict(state_dict)
+    return model
+
+
+# ---- finding and checking ----------------------------------------------------------------------
+
+
+def _uses(model: nn.Module) -> dict[str, int]:
+    """Count for each parameter name the names that its tensor goes by in the model."""
+    names = dict(model.named_parameters(remove_duplicate=False))
+    counts: dict[int, int] = {}
+    for parameter in names.values():
+        counts[id(parameter)] = counts.get(id(parameter), 0) + 1
+    return {name: counts[id(parameter)] for name, parameter in names.items()}
+
+
+def _layer_name(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _layer_to_mask(model: nn.Module, name: str, uses: Mapping[str, int]) -> Any:
+    """Return the Linear or Conv2d whose weight has this name, or raise ValueError."""
+    if name not in uses:
+        hint = ""
+        if f"{name}_orig" in uses:
+            hint = "; it is pruned by torch.nn.utils.prune: call its remove() first"
+        raise ValueError(f"masks[{name!r}]: the model has no parameter of this name{hint}")
+    layer = model.get_submodule(_layer_name(name))
+    if is_lazy(model.get_parameter(name)):
+        raise ValueError(
+            f"masks[{name!r}]: this parameter is lazy and has no shape yet: run the model once"
+        )
+    if type(layer) not in _LINEAR + _CONV2D or layer.weight is not model.get_parameter(name):
+        raise ValueError(
+            f"masks[{name!r}]: expected the weight of a torch.nn.Linear or Conv2d, "
+            f"got {name.rpartition('.')[2]!r} of {type(layer).__name__}"
+        )
+    if uses[name] > 1:
+        raise ValueError(
+            f"masks[{name!r}]: this parameter is shared between {uses[name]} places of the model, "
+            "a mask on one of them would tear them apart"
+        )
+    if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks:
+        raise ValueError(
+            f"masks[{name!r}]: its layer has hooks, which would be lost: register them afterwards"
+        )
+    return layer
+
+
+def _as_bool(name: str, mask: Tensor, weight: Tensor, allow_empty: bool) -> Tensor:
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"masks[{name!r}]: expected a torch.Tensor, got {type(mask).__name__}")
+    if mask.shape != weight.shape:
+        raise ValueError(
+            f"masks[{name!r}]: expected the weight's shape {tuple(weight.shape)}, "
+            f"got {tuple(mask.shape)}"
+        )
+    kept = mask != 0
+    if mask.dtype != torch.bool and not torch.equal(kept.to(mask.dtype), mask):
+        wrong = mask[kept & (mask != 1)].flatten()[0].item()
+        raise ValueError(f"masks[{name!r}]: expected only 0 and 1, got {wrong}")
+    if not allow_empty and not bool(kept.any()):
+        raise ValueError(
+            f"masks[{name!r}]: keeps none of the {mask.numel()} weights, which cuts the model in "
+            "two; allow_empty=True accepts that"
+        )
+    return kept.to(weight.device)
+
+
+def _mask_of_fields(state_dict: Mapping[str, Any], prefix: str, layer: Any) -> Tensor:
+    """Return the mask of one sparse layer of a state_dict, once its fields have been checked."""
+    missing = [prefix + field for field in _SPARSE_FIELDS if prefix + field not in state_dict]
+    if missing:
+        raise ValueError(f"state_dict: missing keys {', '.join(missing)}")
+    values, crow_indices, col_indices = (state_dict[prefix + field] for field in _SPARSE_FIELDS)
+    if not isinstance(layer, nn.Linear):
+        raise ValueError(
+            f"state_dict: {prefix}values is a sparse Linear, the model has {type(layer).__name__}"
+        )
+    shape = (layer.out_features, layer.in_features)
+    try:
+        _checks.check_csr(crow_indices, col_indices, shape, values, validate=True)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"state_dict: {prefix}{error}") from error
+    ones = torch.ones(values.shape, dtype=torch.bool, device=values.device)
+    return csr_to_dense(crow_indices, col_indices, ones, shape).to(layer.weight.device)
+
+
+def _check_keys(expected: Mapping[str, torch.Size | None], state_dict: Mapping[str, Any]) -> None:
+    """Raise ValueError unless the keys and shapes are those expected; None is any shape."""
+    for what, keys in (
+        ("missing", [key for key in expected if key not in state_dict]),
+        ("unexpected", [key for key in state_dict if key not in expected]),
+    ):
+        if keys:
+            raise ValueError(f"state_dict: {what} keys {', '.join(map(repr, keys))}")
+    for key, shape in expected.items():
+        if shape is not None and getattr(state_dict[key], "shape", None) != shape:
+            got = getattr(state_dict[key], "shape", type(state_dict[key]).__name__)
+            raise ValueError(f"state_dict: expected shape {tuple(shape)} for {key!r}, got {got}")
+
+
+# ---- replacing ---------------------------------------------------------------------------------
+
+
+def _sparse_layer(layer: Any, mask: Tensor, backend: str) -> nn.Module:
+    if isinstance(layer, nn.Conv2d):
+        return _like(layer, MaskedConv2d(layer, mask))
+    if backend == "masked":
+        return _like(layer, MaskedLinear(layer, mask))
+    sparse = SparseLinear.from_dense(layer.weight, mask, layer.bias)
+    sparse.values.requires_grad_(layer.weight.requires_grad)
+    return _like(layer, sparse)
+
+
+def _dense_layer(layer: Any) -> nn.Module:
+    # on the meta device, so that no random number is drawn for weights that are not used
+    with torch.device("meta"):
+        dense: Any
+        if isinstance(layer, MaskedConv2d):
+            dense = nn.Conv2d(
+                layer.in_channels,
+                layer.out_channels,
+                layer.kernel_size,  # type: ignore[arg-type]
+                layer.stride,  # type: ignore[arg-type]
+                layer.padding,  # type: ignore[arg-type]
+                layer.dilation,  # type: ignore[arg-type]
+                layer.groups,
+                layer.bias is not None,
+                layer.padding_mode,
+            )
+        else:
+            dense = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None)
+    if isinstance(layer, SparseLinear):
+        weight = layer.to_dense().detach()
+        dense.weight = nn.Parameter(weight, requires_grad=layer.values.requires_grad)
+    else:
+        dense.weight = layer.weight
+    dense.bias = layer.bias
+    return _like(layer, dense)
+
+
+def _like(layer: nn.Module, replacement: nn.Module) -> nn.Module:
+    return replacement.train(layer.training)
+
+
+def _replace(model: Model, layers: Mapping[str, nn.Module]) -> Model:
+    for name, layer in layers.items():
+        if name == "":
+            return layer  # type: ignore[return-value]
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, layer)
+    return model

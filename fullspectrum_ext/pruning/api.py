@@ -1,0 +1,153 @@
+"""The one function that prunes."""
+
+import contextlib
+import math
+from collections.abc import Generator, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fullspectrum_ext._layers import Patterns, prunable_weights, select_names
+from fullspectrum_ext.masks import MaskSet
+from fullspectrum_ext.pruning.base import Loss, ScoringContext, find_method
+from fullspectrum_ext.pruning.batches import Batches
+from fullspectrum_ext.pruning.selection import check_scores, select
+
+
+def prune(
+    model: nn.Module,
+    method: str,
+    *,
+    sparsity: float | None = None,
+    density: float | None = None,
+    data: Any = None,
+    loss: Loss | None = None,
+    scope: str | None = None,
+    include: Patterns = None,
+    exclude: Patterns = None,
+    seed: int | None = None,
+    allow_collapse: bool = False,
+    **options: Any,
+) -> MaskSet:
+    """Choose which weights of a model to keep, by any registered method.
+
+    The weights of ``Linear`` and ``Conv2d`` layers are pruned, biases and normalisation never. Of
+    ``N`` weights exactly ``round(density * N)`` are kept (a half is rounded to even); equal scores
+    are decided by position. The model is only read: weights, buffers, mode, gradients and torch's
+    random state are afterwards what they were.
+
+    Args:
+        model: A model with plain dense layers. A weight that two layers share counts once.
+        method: A name out of :func:`methods`.
+        sparsity: Fraction of the weights to remove, in [0, 1). Give this or ``density``.
+        density: Fraction to keep, in (0, 1].
+        data: Batches ``(inputs, targets)`` for methods that look at data: a DataLoader, any
+            iterable of such pairs, or one pair. All of it is used, so pass as much as the method's
+            paper does (SNIP: one batch).
+        loss: ``(outputs, targets) -> scalar``; by default cross entropy.
+        scope: How the budget is spread over layers. ``"global"``: the best scores wherever they
+            are. ``"layer"``: the same density for each. ``"er"``, ``"erk"``: the Erdős–Rényi
+            densities. By default what the method's paper does.
+        include: Glob patterns of parameter or layer names; only these are pruned (and counted).
+        exclude: Glob patterns of names to leave out.
+        seed: Makes random masks, shuffles and dropout repeatable. By default it is derived from
+            torch's random state, without advancing it: ``torch.manual_seed`` decides.
+        allow_collapse: Accept masks that leave a layer without a single weight.
+        **options: Options of the method, see its own documentation.
+
+    Returns:
+        The masks, on the weights' devices; ``.meta`` records how they were made.
+
+    Raises:
+        TypeError: If an option is unknown or an argument has a wrong type.
+        ValueError: If a value is out of range, the method unknown, the model not prunable, the
+            scores not finite, or a layer would lose all of its weights.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> prune(model, "magnitude", sparsity=0.75)
+        MaskSet(2 layers, 10 of 40 weights kept, sparsity 0.7500)
+    """  # noqa: DOC502 (the checks below raise)
+    registered = find_method(method)
+    registered.check_options(options)
+    density = _resolve_density(sparsity, density)
+    scope = registered.resolve_scope(scope)
+    weights = _chosen_weights(model, include, exclude)
+    seed = _resolve_seed(seed)
+    context = ScoringContext(
+        weights=weights,
+        density=density,
+        scope=scope,
+        generator=torch.Generator().manual_seed(seed),
+        batches=None if data is None else Batches(data),
+        loss=nn.functional.cross_entropy if loss is None else loss,
+        _model=model,
+    )
+    with _own_random_state(seed, weights.values()), torch.inference_mode(False):
+        result = registered.function(context, **options)
+    if not isinstance(result, MaskSet):
+        result = MaskSet(select(check_scores(method, result, weights), density, scope))
+    if not allow_collapse:
+        _refuse_collapse(result)
+    made_by = {"method": method, "density": density, "scope": scope, "seed": seed}
+    result.meta = {**made_by, "options": options, **result.meta}
+    return result
+
+
+def _resolve_density(sparsity: float | None, density: float | None) -> float:
+    if (sparsity is None) == (density is None):
+        given = "neither" if sparsity is None else "both"
+        raise ValueError(f"sparsity, density: expected exactly one of them, got {given}")
+    name, value = ("density", density) if sparsity is None else ("sparsity", sparsity)
+    if isinstance(value, (bool, str)) or not hasattr(value, "__float__"):
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+    number = float(value)  # type: ignore[arg-type]
+    if math.isnan(number) or not (0 <= number < 1 if name == "sparsity" else 0 < number <= 1):
+        interval = "[0, 1)" if name == "sparsity" else "(0, 1]"
+        raise ValueError(f"{name}: expected a fraction in {interval}, got {number}")
+    return 1.0 - number if name == "sparsity" else number
+
+
+def _chosen_weights(model: nn.Module, include: Patterns, exclude: Patterns) -> dict[str, Tensor]:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    weights = {name: weight.detach() for name, weight in prunable_weights(model)}
+    if not weights:
+        raise ValueError("model: expected a Linear or Conv2d layer to prune, found none")
+    names = select_names(weights, include, exclude)
+    if not names:
+        raise ValueError("include, exclude: no layer is left to prune")
+    return {name: weights[name] for name in names}
+
+
+def _resolve_seed(seed: int | None) -> int:
+    if seed is None:
+        with torch.random.fork_rng(devices=[]):
+            return int(torch.randint(2**31, ()))
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"seed: expected an integer, got {type(seed).__name__}")
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed: expected an integer in [0, 2**63), got {seed}")
+    return seed
+
+
+@contextlib.contextmanager
+def _own_random_state(seed: int, weights: Iterable[Tensor]) -> Generator[None, None, None]:
+    """Lend torch's generators, seeded, to what draws from them: loaders and dropout."""
+    cuda = sorted({weight.device.index for weight in weights if weight.is_cuda})
+    with torch.random.fork_rng(devices=cuda):
+        # Not torch.manual_seed, which would also seed devices that were not forked.
+        torch.random.default_generator.manual_seed(seed)
+        for index in cuda:
+            torch.cuda.default_generators[index].manual_seed(seed)
+        yield
+
+
+def _refuse_collapse(masks: MaskSet) -> None:
+    collapsed = [name for name, mask in masks.items() if not bool(mask.any())]
+    if collapsed:
+        raise ValueError(
+            f"density {masks.density:.3g} leaves no weight in {', '.join(collapsed)}; lower the "
+            "sparsity, choose another scope, exclude the layer, or pass allow_collapse=True"
+        )

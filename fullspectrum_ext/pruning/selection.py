@@ -1,0 +1,127 @@
+"""From scores to masks: exact counts, ties decided by position.
+
+A budget is met exactly or not at all. Where scores are equal the earlier weight is kept, in the
+order of the model's parameters and of the elements within each, so that the same scores give the
+same masks on every device.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from fullspectrum_ext.pruning.densities import DENSITY_RULES, layer_counts, total_count
+
+Scores = Mapping[str, Tensor]
+SCOPES = ("global", *DENSITY_RULES)
+
+
+def keep_top(scores: Scores, count: int) -> dict[str, Tensor]:
+    """Keep exactly ``count`` weights, those with the largest scores over all layers.
+
+    Args:
+        scores: Name to scores, any shape and floating-point dtype. ``-inf`` marks what to take
+            last; NaN and ``inf`` are refused by :func:`check_scores`, not here.
+        count: How many to keep, from 0 to the number of scores.
+
+    Returns:
+        Name to mask, bool, the shape and device of the scores.
+
+    Example:
+        >>> keep_top({"a": torch.tensor([3.0, 1.0]), "b": torch.tensor([1.0, 2.0])}, 3)
+        {'a': tensor([True, True]), 'b': tensor([False,  True])}
+    """
+    devices = {score.device for score in scores.values()}
+    common = devices.pop() if len(devices) == 1 else torch.device("cpu")
+    flat = torch.cat([_widened(score).reshape(-1).to(common) for score in scores.values()])
+    kept = _top_of_one(flat, count)
+    parts = kept.split([score.numel() for score in scores.values()])
+    return {
+        name: part.reshape(score.shape).to(score.device)
+        for (name, score), part in zip(scores.items(), parts, strict=True)
+    }
+
+
+def keep_top_per_layer(scores: Scores, counts: Mapping[str, int]) -> dict[str, Tensor]:
+    """Keep exactly ``counts[name]`` weights of each layer, those with the largest scores in it.
+
+    Args:
+        scores: Name to scores, as for :func:`keep_top`.
+        counts: Name to how many to keep.
+
+    Returns:
+        Name to mask, bool, the shape and device of the scores.
+    """
+    return {
+        name: _top_of_one(_widened(score).reshape(-1), counts[name]).reshape(score.shape)
+        for name, score in scores.items()
+    }
+
+
+def select(scores: Scores, density: float, scope: str) -> dict[str, Tensor]:
+    """Keep ``round(density * N)`` of the ``N`` weights by score.
+
+    Args:
+        scores: Name to scores, as for :func:`keep_top`.
+        density: Fraction to keep.
+        scope: ``"global"``: the largest scores wherever they are. ``"layer"``, ``"er"``, ``"erk"``:
+            the largest of each layer, with the counts of
+            :func:`fullspectrum_ext.pruning.densities.layer_counts`.
+
+    Returns:
+        Name to mask, bool.
+    """
+    if scope == "global":
+        return keep_top(scores, total_count([s.numel() for s in scores.values()], density))
+    counts = layer_counts({name: s.shape for name, s in scores.items()}, density, scope)
+    return keep_top_per_layer(scores, counts)
+
+
+def check_scores(method: str, scores: object, weights: Mapping[str, Tensor]) -> Scores:
+    """Return ``scores`` if there is a usable one for every weight.
+
+    Args:
+        method: The pruning method's name, for the message.
+        scores: What the method returned.
+        weights: Name to weight.
+
+    Returns:
+        The scores in the order of ``weights``.
+
+    Raises:
+        TypeError: If they are no mapping.
+        ValueError: If a layer has none, one of a wrong shape, or NaN or infinite ones.
+    """
+    if not isinstance(scores, Mapping):
+        raise TypeError(f"method {method!r}: expected scores by name, got {type(scores).__name__}")
+    for name, weight in weights.items():
+        if name not in scores:
+            raise ValueError(f"method {method!r} gave no scores for {name}")
+        score = scores[name]
+        if score.shape != weight.shape:
+            raise ValueError(
+                f"method {method!r}: expected scores of shape {tuple(weight.shape)} for {name}, "
+                f"got {tuple(score.shape)}"
+            )
+        if not bool((score < torch.inf).all()):  # false for NaN as well
+            raise ValueError(
+                f"method {method!r}: the scores of {name} hold NaN or infinity; "
+                "look at the data, the loss and the initial weights"
+            )
+    return {name: scores[name] for name in weights}
+
+
+def _top_of_one(flat: Tensor, count: int) -> Tensor:
+    """Mask the ``count`` largest entries of a vector; among equals, the first ones."""
+    if count == 0:
+        return torch.zeros_like(flat, dtype=torch.bool)
+    # The values of topk are exact and the same everywhere; which of equal entries it takes is not.
+    threshold = flat.topk(count, sorted=False).values.min()
+    kept = flat > threshold
+    ties = (flat == threshold).nonzero().reshape(-1)
+    kept[ties[: count - int(kept.count_nonzero())]] = True
+    return kept
+
+
+def _widened(score: Tensor) -> Tensor:
+    return score.float() if score.dtype in {torch.float16, torch.bfloat16} else score

@@ -1,0 +1,65 @@
+"""Pillar 1, masked matmul, by dense products."""
+
+import torch
+from torch import Tensor
+
+
+def sparse_linear(
+    x: Tensor,
+    values: Tensor,
+    crow_indices: Tensor,
+    col_indices: Tensor,
+    out_features: int,
+    bias: Tensor | None = None,
+) -> Tensor:
+    r"""Compute :math:`y = x W^\top + b` with the dense matrix :math:`W`.
+
+    Args:
+        x: Input, ``[..., in]``.
+        values: Stored entries of :math:`W`, ``[nnz]``.
+        crow_indices: Start of each row, ``[out + 1]``.
+        col_indices: Column of each stored entry, ``[nnz]``.
+        out_features: Rows of :math:`W`.
+        bias: Added to the result, ``[out]``.
+
+    Returns:
+        The product, ``[..., out]``.
+
+    Example:
+        >>> x, values = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])
+        >>> sparse_linear(x, values, torch.tensor([0, 1, 2]), torch.tensor([1, 0]), 2)
+        tensor([6., 4.])
+    """
+    rows = _row_indices(crow_indices)
+    weight = values.new_zeros(out_features, x.shape[-1])
+    weight = weight.index_put((rows, col_indices.long()), values)
+    return torch.nn.functional.linear(x, weight, bias)
+
+
+def sparse_linear_grad_values(
+    grad: Tensor, x: Tensor, crow_indices: Tensor, col_indices: Tensor
+) -> Tensor:
+    r"""Read the stored positions out of the dense gradient :math:`D^\top x`.
+
+    Args:
+        grad: Gradient :math:`D` of the output, ``[..., out]``.
+        x: Input, ``[..., in]``.
+        crow_indices: Start of each row, ``[out + 1]``.
+        col_indices: Column of each stored entry, ``[nnz]``.
+
+    Returns:
+        The gradient for the stored entries, ``[nnz]``.
+
+    Example:
+        >>> grad, x = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0]])
+        >>> sparse_linear_grad_values(grad, x, torch.tensor([0, 1, 2]), torch.tensor([1, 0]))
+        tensor([4., 6.])
+    """
+    batch = x.shape[:-1].numel()
+    dense = grad.reshape(batch, grad.shape[-1]).T @ x.reshape(batch, x.shape[-1])
+    return dense[_row_indices(crow_indices), col_indices.long()]
+
+
+def _row_indices(crow_indices: Tensor) -> Tensor:
+    rows = torch.arange(crow_indices.numel() - 1, device=crow_indices.device)
+    return torch.repeat_interleave(rows, crow_indices.diff())

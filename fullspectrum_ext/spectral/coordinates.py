@@ -1,0 +1,199 @@
+"""What the full-spectrum view says of a layer and of a network."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from fullspectrum_ext.spectral.graph import Flavor
+
+COORDINATES = ("ramanujan_gap", "weighted_gap", "imdb", "imsg")
+
+
+@dataclass(frozen=True)
+class SubgraphSpectrum:
+    r"""One left-regular subgraph of a layer: the taps of one degree and the outputs they reach.
+
+    Attributes:
+        degree: Degree of each tap.
+        taps: Number of taps.
+        live_outputs: Number of outputs they reach.
+        factor: What its gaps are multiplied by in the layer's means.
+        ramanujan_gap: :math:`\Delta_R` of the subgraph.
+        weighted_gap: :math:`\sigma_1 - \sigma_2` of its weights; nan without weights.
+    """
+
+    degree: int
+    taps: int
+    live_outputs: int
+    factor: float
+    ramanujan_gap: float
+    weighted_gap: float
+
+
+@dataclass(frozen=True)
+class LayerSpectrum:
+    r"""A layer's place in the full-spectrum view, and what it is computed from.
+
+    What is undefined is nan: the gaps of a layer whose degrees are too small, the weighted ones
+    where there are no weights, the means where no subgraph counts. It counts as 0 in
+    :attr:`vector` and :attr:`norm`.
+
+    Attributes:
+        ramanujan_gap: :math:`\Delta_R = \sqrt{d_L - 1} + \sqrt{d_R - 1} - \sigma_2`.
+        weighted_gap: :math:`\lambda = \sigma_1 - \sigma_2` of :math:`|w \odot m|`.
+        imdb: Iterative mean difference of bound: the mean of :math:`\Delta_R` over the regular
+            subgraphs.
+        imsg: Iterative mean spectral gap: the same mean of the weighted gap.
+        ramanujan_gap_s: :math:`\Delta_S = 2 \sqrt{\sigma_1 - 1} - \sigma_2`.
+        narc: Normalised random coefficient, edges counted in both directions as published.
+        narc_undirected: The same with each edge counted once.
+        density: Kept weights over all.
+        edges: Kept weights.
+        live_taps: Input taps with a kept weight.
+        live_outputs: Outputs with a kept weight.
+        left_degree: Mean degree of the live taps.
+        right_degree: Mean degree of the live outputs.
+        sigma1: First singular value of the 0/1 matrix.
+        sigma2: Second one.
+        sigma_bounds: How far ``sigma1`` and ``sigma2`` can be off.
+        weighted_sigma1: First singular value of :math:`|w \odot m|`.
+        weighted_sigma2: Second one.
+        weighted_sigma_bounds: How far these can be off.
+        subgraphs: The regular subgraphs that count, by rising degree.
+    """
+
+    ramanujan_gap: float
+    weighted_gap: float
+    imdb: float
+    imsg: float
+    ramanujan_gap_s: float
+    narc: float
+    narc_undirected: float
+    density: float
+    edges: int
+    live_taps: int
+    live_outputs: int
+    left_degree: float
+    right_degree: float
+    sigma1: float
+    sigma2: float
+    sigma_bounds: tuple[float, float]
+    weighted_sigma1: float
+    weighted_sigma2: float
+    weighted_sigma_bounds: tuple[float, float]
+    subgraphs: tuple[SubgraphSpectrum, ...]
+
+    @property
+    def vector(self) -> np.ndarray:
+        """The four coordinates in their order, undefined ones as 0; float64 ``[4]``."""
+        return np.nan_to_num(np.array([getattr(self, name) for name in COORDINATES]))
+
+    @property
+    def norm(self) -> float:
+        """Euclidean length of :attr:`vector`."""
+        return float(np.linalg.norm(self.vector))
+
+    @property
+    def is_ramanujan(self) -> bool:
+        """Whether the Ramanujan gap is defined and not negative."""
+        return self.ramanujan_gap >= 0
+
+
+@dataclass(frozen=True)
+class FullSpectrum:
+    """The full-spectrum coordinate of a network, layer by layer.
+
+    Attributes:
+        layers: Parameter name to the layer's spectrum, in the network's order.
+        flavor: Whose definition of the subgraph means was used.
+    """
+
+    layers: Mapping[str, LayerSpectrum]
+    flavor: Flavor
+
+    @property
+    def vector(self) -> np.ndarray:
+        """Mean over the layers of the four coordinates, undefined ones as 0; float64 ``[4]``."""
+        return np.mean([layer.vector for layer in self.layers.values()], axis=0)
+
+    def norm(self) -> float:
+        """Return the mean over the layers of the vector's length: the distance from the origin."""
+        return float(np.mean([layer.norm for layer in self.layers.values()]))
+
+    def distance(self, other: "FullSpectrum") -> float:
+        """Return the mean over the layers of the distance between two networks' vectors.
+
+        ``other`` is a reference: the same masks over the initial weights (the "anchor"), or the
+        dense network (:func:`dense_spectrum`). :meth:`norm` is the distance from the origin.
+
+        Args:
+            other: The spectrum of a network with the same layers.
+
+        Returns:
+            The distance.
+
+        Raises:
+            ValueError: If the layers or the flavors differ.
+
+        Example:
+            >>> import torch
+            >>> from fullspectrum_ext.spectral import full_spectrum
+            >>> masks = {"fc": torch.ones(3, 3)}
+            >>> weights = {"fc": torch.full((3, 3), 0.5)}
+            >>> now = full_spectrum(masks, {"fc": torch.full((3, 3), 0.7)})
+            >>> round(now.distance(full_spectrum(masks, weights)), 4)  # 0.6 in λ, 0.36 in λ_imsg
+            0.6997
+        """
+        if self.layers.keys() != other.layers.keys():
+            differing = sorted(self.layers.keys() ^ other.layers.keys())
+            raise ValueError(
+                f"other: expected the same layers; only one of the two has {', '.join(differing)}"
+            )
+        if self.flavor != other.flavor:
+            raise ValueError(f"other: expected flavor {self.flavor!r}, got {other.flavor!r}")
+        differences = [
+            np.linalg.norm(layer.vector - other.layers[name].vector)
+            for name, layer in self.layers.items()
+        ]
+        return float(np.mean(differences))
+
+    def table(self) -> Table:
+        """Return a table for people, one line a layer: ``rich.print(spectrum.table())``."""
+        table = Table(title=f"Full spectrum ({self.flavor})", show_footer=True)
+        table.add_column("layer", footer="mean")
+        density = np.mean([layer.density for layer in self.layers.values()])
+        headers = ("density", "Δ_R", "λ", "IMDB", "λ_imsg", "norm")
+        for header, mean in zip(headers, (density, *self.vector, self.norm()), strict=True):
+            table.add_column(header, justify="right", footer=f"{mean:.4f}")
+        table.add_column("Ramanujan")
+        for name, layer in self.layers.items():
+            numbers = [layer.density, *(getattr(layer, c) for c in COORDINATES), layer.norm]
+            cells = ["–" if math.isnan(number) else f"{number:.4f}" for number in numbers]
+            table.add_row(name, *cells, "yes" if layer.is_ramanujan else "no")
+        return table
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as values that JSON can hold; what is undefined is None."""
+        layers = {
+            name: {**asdict(layer), "norm": layer.norm, "is_ramanujan": layer.is_ramanujan}
+            for name, layer in self.layers.items()
+        }
+        vector = dict(zip(COORDINATES, self.vector.tolist(), strict=True))
+        return _json_ready({
+            "flavor": self.flavor,
+            "vector": vector,
+            "norm": self.norm(),
+            "layers": layers,
+        })
+
+
+def _json_ready(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _json_ready(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_json_ready(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

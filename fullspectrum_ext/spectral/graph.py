@@ -1,0 +1,112 @@
+"""A layer as a bipartite graph: its matrix in CSR form and its degrees."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Flavor = Literal["neurips", "iclr"]
+
+
+@dataclass(frozen=True)
+class LayerGraph:
+    """The graph of one layer: rows are outputs, columns are input taps.
+
+    Attributes:
+        crow_indices: Start of each row, int32 where that fits, else int64, ``[rows + 1]``.
+        col_indices: Tap of each edge, rising within a row, the same dtype, ``[edges]``.
+        shape: Outputs and taps, with and without edges.
+        live_outputs: Outputs with an edge.
+        live_taps: Taps with an edge.
+    """
+
+    crow_indices: Tensor
+    col_indices: Tensor
+    shape: tuple[int, int]
+    live_outputs: int
+    live_taps: int
+
+    @property
+    def edges(self) -> int:
+        """Number of edges."""
+        return self.col_indices.numel()
+
+    @property
+    def density(self) -> float:
+        """Edges over the number of possible ones."""
+        return self.edges / max(math.prod(self.shape), 1)
+
+    @property
+    def left_degree(self) -> float:
+        """Mean degree of the taps that have an edge; nan without edges."""
+        return self.edges / self.live_taps if self.edges else math.nan
+
+    @property
+    def right_degree(self) -> float:
+        """Mean degree of the outputs that have an edge; nan without edges."""
+        return self.edges / self.live_outputs if self.edges else math.nan
+
+
+def layer_graph(name: str, mask: Tensor) -> LayerGraph:
+    """Read the graph off a mask.
+
+    A convolution's weight ``(out, in, kH, kW)`` has one tap for each of its ``in * kH * kW``
+    columns. (A grouped convolution is read as its weight is stored: group by group over the same
+    taps.)
+
+    Args:
+        name: The layer's name, for the message.
+        mask: Bool, two or more dimensions, outputs first.
+
+    Returns:
+        The graph, on the device of the mask.
+
+    Raises:
+        ValueError: If the mask has fewer than two dimensions.
+    """
+    if mask.dim() < 2:
+        raise ValueError(
+            f"{name}: expected a weight with at least two dimensions, got {tuple(mask.shape)}"
+        )
+    shape = (mask.shape[0], math.prod(mask.shape[1:]))
+    matrix = mask.reshape(shape)
+    row_lengths = matrix.sum(dim=1)
+    crow_indices = torch.zeros(shape[0] + 1, dtype=torch.int64, device=mask.device)
+    crow_indices[1:] = row_lengths.cumsum(0)
+    col_indices = matrix.nonzero()[:, 1]
+    fits = max(*shape, col_indices.numel()) < 2**31
+    index_dtype = torch.int32 if fits else torch.int64
+    return LayerGraph(
+        crow_indices.to(index_dtype),
+        col_indices.to(index_dtype),
+        shape,
+        live_outputs=int(row_lengths.count_nonzero()),
+        live_taps=int(matrix.any(dim=0).count_nonzero()),
+    )
+
+
+def is_valid(
+    left_degree: float, right_degree: float, min_degree: float, flavor: Flavor, *, regular: bool
+) -> bool:
+    """Tell whether a graph has the degrees that its gap is defined for.
+
+    ``"iclr"`` asks ``min_degree`` of both sides. ``"neurips"`` asks it of one and more than 1 of
+    the other: of the outputs for a layer, of the taps for a left-regular subgraph.
+
+    Args:
+        left_degree: Mean degree of the taps; nan for a graph without edges.
+        right_degree: Mean degree of the outputs.
+        min_degree: The degree to ask for, 3 in both papers.
+        flavor: Whose rule.
+        regular: Whether it is a left-regular subgraph.
+
+    Returns:
+        True or False; False for a graph without edges.
+    """
+    if flavor == "iclr":
+        return left_degree >= min_degree and right_degree >= min_degree
+    if regular:
+        return left_degree >= min_degree and right_degree > 1
+    return right_degree >= min_degree and left_degree > 1

@@ -1,0 +1,189 @@
+import dataclasses
+import json
+
+import pytest
+import torch
+from jobs import SMALL, outcome
+
+from fullspectrum_ext.experiments import RunFolder, train
+from fullspectrum_ext.experiments.progress import TrainingProgress
+
+
+class _Killed(BaseException):
+    """As a signal would come: at any moment, caught by nobody."""
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    path = tmp_path_factory.mktemp("whole") / "run"
+    train(SMALL, RunFolder(path))
+    return path
+
+
+def test_a_job_learns_and_leaves_its_files(tmp_path):
+    config = dataclasses.replace(SMALL, seeds=(0,), epochs=15, batch_size=32)
+
+    results = train(config, RunFolder(tmp_path / "run"))
+
+    for run in results["runs"]:
+        assert run["test_accuracy"] > 0.9
+    folder = RunFolder(tmp_path / "run")
+    assert folder.config.is_file()
+    assert json.loads(folder.results.read_text()) == results
+    assert results["environment"]["threads"] == 1
+    assert all(folder.checkpoint(run["method"], run["seed"]).is_file() for run in results["runs"])
+
+
+def test_records_hold_each_epoch_once(uninterrupted):
+    records = outcome(uninterrupted)["records"]
+
+    expected = [
+        (method, seed, epoch) for seed in (0, 1) for method in SMALL.methods for epoch in (1, 2, 3)
+    ]
+    assert [(r["method"], r["seed"], r["epoch"]) for r in records] == expected
+    assert all(record["threads"] == 1 for record in records)
+    rates = [record["learning_rate"] for record in records[:3]]
+    assert rates[0] == SMALL.learning_rate
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_two_jobs_with_the_same_settings_are_identical(uninterrupted, tmp_path):
+    torch.manual_seed(1234)  # the global generator has no part in it
+    train(SMALL, RunFolder(tmp_path / "run"))
+
+    assert outcome(tmp_path / "run") == outcome(uninterrupted)
+
+
+@pytest.mark.parametrize("moment", ["before record", "before checkpoint", "after checkpoint"])
+@pytest.mark.parametrize("epochs", [1, 4])
+def test_an_interrupted_job_ends_as_an_uninterrupted_one(
+    uninterrupted, tmp_path, monkeypatch, moment, epochs
+):
+    name, after = {
+        "before record": ("append_record", False),
+        "before checkpoint": ("save_checkpoint", False),
+        "after checkpoint": ("save_checkpoint", True),
+    }[moment]
+    import fullspectrum_ext.experiments.suite as suite
+
+    whole = getattr(suite, name)
+    left = [epochs]
+
+    def interrupted(path, content):
+        left[0] -= 1
+        if left[0] < 0 and not after:
+            raise _Killed
+        whole(path, content)
+        if left[0] < 0:
+            raise _Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(suite, name, interrupted)
+        with pytest.raises(_Killed):
+            train(SMALL, RunFolder(tmp_path / "run"))
+    assert not (tmp_path / "run" / "results.json").exists()
+    train(SMALL, RunFolder(tmp_path / "run"))
+
+    assert outcome(tmp_path / "run") == outcome(uninterrupted)
+
+
+def test_a_finished_job_is_shown_and_not_run_again(uninterrupted, monkeypatch):
+    import fullspectrum_ext.experiments.suite as suite
+
+    monkeypatch.setattr(suite, "load_data", None)  # a job that ran would call it
+    before = {file: file.stat().st_mtime_ns for file in uninterrupted.rglob("*.*")}
+
+    results = train(SMALL, RunFolder(uninterrupted))
+
+    assert [run["seed"] for run in results["runs"]] == [0, 0, 1, 1]
+    after = {file: file.stat().st_mtime_ns for file in uninterrupted.rglob("*.*")}
+    assert {file for file in before if before[file] != after[file]} <= {uninterrupted / ".lock"}
+
+
+def test_another_jobs_folder_is_refused_and_fresh_takes_it(tmp_path):
+    first = dataclasses.replace(SMALL, methods=("snip",), seeds=(0,), epochs=1)
+    second = dataclasses.replace(first, epochs=2)
+    folder = RunFolder(tmp_path / "run")
+    train(first, folder)
+    left = outcome(folder.path)
+
+    with pytest.raises(
+        ValueError, match=r"run: holds a run with other settings \(epochs = 1, not 2"
+    ):
+        train(second, folder)
+    assert outcome(folder.path) == left
+
+    train(second, folder, fresh=True)
+    assert len(outcome(folder.path)["records"]) == 2
+
+
+def test_a_folder_of_other_files_is_refused_even_when_fresh(tmp_path):
+    (tmp_path / "thesis.tex").write_text("dear")
+
+    with pytest.raises(ValueError, match="holds other files than those of a run"):
+        train(SMALL, RunFolder(tmp_path), fresh=True)
+
+    assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_two_processes_do_not_share_a_folder(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+
+    with (
+        folder.opened(SMALL),
+        pytest.raises(ValueError, match="another process is training in it"),
+        folder.opened(SMALL),
+    ):
+        pass
+
+
+def test_what_a_kill_left_half_written_is_cleared(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    torn = [folder.path / ".config.toml.1.abc.tmp"]
+    folder.path.mkdir()
+    torn[0].write_bytes(b"torn")
+    with folder.opened(SMALL):
+        torn.append(folder.checkpoint("dense", 0).with_name(".dense-0.pt.1.abc.tmp"))
+        torn[1].parent.mkdir()
+        torn[1].write_bytes(b"torn")
+
+    with folder.opened(SMALL):
+        assert not any(file.exists() for file in torn)
+        assert folder.config.is_file()
+
+
+def test_a_damaged_checkpoint_stops_the_job_and_is_named(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    with folder.opened(SMALL):
+        pass
+    folder.checkpoint("dense", 0).parent.mkdir()
+    folder.checkpoint("dense", 0).write_bytes(b"PK\x03\x04 cut short")
+
+    with pytest.raises(ValueError, match=r"dense-0\.pt: not"):
+        train(SMALL, folder)
+
+
+def test_a_loss_that_is_no_number_is_an_error_in_words(tmp_path):
+    config = dataclasses.replace(SMALL, learning_rate=1e30, optimizer="sgd")
+
+    with pytest.raises(ValueError, match="learning_rate: the loss became"):
+        train(config, RunFolder(tmp_path / "run"))
+
+
+def test_settings_of_torch_are_given_back(uninterrupted):
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+
+    train(SMALL, RunFolder(uninterrupted))
+
+    assert torch.get_num_threads() == threads
+    assert torch.are_deterministic_algorithms_enabled() == deterministic
+
+
+def test_progress_without_a_console_says_nothing(tmp_path, capsys):
+    train(
+        dataclasses.replace(SMALL, epochs=1),
+        RunFolder(tmp_path / "run"),
+        progress=TrainingProgress(),
+    )
+
+    assert capsys.readouterr() == ("", "")

@@ -1,0 +1,186 @@
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+
+import pytest
+import torch
+from jobs import outcome
+from typer.testing import CliRunner
+
+from fullspectrum_ext.cli import app
+from fullspectrum_ext.masks import MaskSet
+
+
+def run(*arguments, code=0):
+    """Run the command in this process; return what it printed, in one line."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == code, (result.output, result.exception)
+    return re.sub(r"[\s│]+", " ", result.output)
+
+
+def start(*arguments, **options):
+    """Start the command in a process of its own."""
+    command = [sys.executable, "-c", "from fullspectrum_ext.cli import main; main()"]
+    return subprocess.Popen(
+        [*command, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        **options,
+    )
+
+
+def test_version_is_that_of_the_package():
+    assert run("--version") == f"fullspectrum {version('fullspectrum-ext')} "
+
+
+def test_help_explains_each_setting_with_its_default():
+    text = run("train", "--help")
+
+    for words in ("--learning-rate", "--config", "--fresh", "Default: 0.95", "Default: 0,1,2"):
+        assert words in text
+
+
+def test_info_says_what_is_on_and_why_the_rest_is_off():
+    text = run("info")
+
+    for words in ("torch", "python", "CPU kernels", "CUDA kernels", "GPU", "extra [plots]"):
+        assert words in text
+    assert re.search(r"CUDA kernels (loaded|not built|built, not loaded)", text)
+
+
+def test_settings_are_shown_as_toml_that_can_be_read_back(tmp_path):
+    file = tmp_path / "c.toml"
+    shown = CliRunner().invoke(app, ["train", "--show-config", "--seeds", "4,5", "--threads", "1"])
+    file.write_text(shown.output)
+
+    again = CliRunner().invoke(app, ["train", "--show-config", "--config", str(file)])
+
+    assert "seeds = [4, 5]" in shown.output
+    assert again.output == shown.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ["train", "--sparsity", "1.5"],
+            r"error: sparsity: expected a fraction in \[0, 1\), got 1.5",
+        ),
+        (["train", "--seeds", "one"], "error: seeds: expected whole numbers with commas"),
+        (["train", "--model", "mpl"], "error: model: .*did you mean 'mlp'"),
+        (["train", "--config", "none.toml"], "error: .*none.toml"),
+        (["train", "--batchsize", "3"], "No such option: --batchsize"),
+        (["train", "--epochs", "x"], "Invalid value for '--epochs'"),
+    ],
+)
+def test_wrong_input_is_one_line_and_code_2(arguments, words):
+    assert re.search(words, run(*arguments, code=2))
+
+
+def test_other_errors_keep_their_traceback(monkeypatch):
+    def broken(*arguments, **options):
+        raise ZeroDivisionError("a defect")
+
+    monkeypatch.setattr("fullspectrum_ext.cli.run_job", broken)
+
+    result = CliRunner().invoke(app, ["train"])
+
+    assert isinstance(result.exception, ZeroDivisionError)
+
+
+def test_prune_writes_masks_and_shows_them(tmp_path):
+    file = tmp_path / "m.safetensors"
+
+    text = run("prune", "--model", "convnet", "--method", "erk", "--sparsity", 0.9, "--out", file)
+
+    masks = MaskSet.load(file)
+    assert masks.nnz == round(0.1 * masks.numel)
+    assert f"{masks.nnz} / {masks.numel}" in text
+    assert all(name in text for name in masks)
+
+
+def test_prune_takes_a_model_and_data_of_ones_own(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "import torch\n"
+        "def net():\n"
+        "    return torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Linear(5, 2))\n"
+        "def batches():\n"
+        "    return [(torch.ones(3, 6), torch.tensor([0, 1, 0]))]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(3)
+    weights = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Linear(5, 2)).state_dict()
+    torch.save({"model": weights, "epoch": 3}, "w.pt")
+    options = ["--model", "mine:net", "--data", "mine:batches", "--density", 0.5]
+
+    run("prune", *options, "--weights", "w.pt", "--method", "magnitude")
+
+    scores = torch.cat([weights[f"{i}.weight"].abs().flatten() for i in (0, 1)])
+    kept = torch.cat([mask.flatten() for mask in MaskSet.load("masks.safetensors").values()])
+    assert kept.sum() == 20
+    assert scores[kept].min() > scores[~kept].max()
+    run("prune", *options, "--method", "snip")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--method", "snap"], "error: .*'snap'.*did you mean 'snip'"),
+        (["--method", "erk:snip"], "error: method: only pags samples around a base"),
+        (["--sparsity", "1"], r"error: sparsity: expected a fraction in \[0, 1\), got 1.0"),
+        (
+            ["--sparsity", "0.5", "--density", "0.5"],
+            "error: sparsity, density: expected exactly one",
+        ),
+        (["--model", "nosuch:net"], "error: model: there is no module 'nosuch'"),
+        (["--model", "mlpp"], "error: model: expected one of mlp, convnet, or package.module:func"),
+        (["--model", "os:getcwd"], "error: model: expected os:getcwd to return a torch.nn.Module"),
+        (["--data", "os:nosuch"], "error: data: os has no 'nosuch'"),
+        (["--data", "none"], "error: data: "),
+        (["--weights", "none.pt"], "error: .*none.pt"),
+    ],
+)
+def test_prune_refuses_in_words(arguments, words, tmp_path):
+    file = tmp_path / "m.safetensors"
+
+    assert re.search(words, run("prune", "--out", file, *arguments, code=2))
+
+    assert not file.exists()
+
+
+KILLED = ["--epochs", 50, "--batch-size", 64, "--threads", 1, "--seeds", "0,1"]
+KILLED += ["--methods", "snip"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The run that nobody killed."""
+    path = tmp_path_factory.mktemp("whole")
+    run("train", *KILLED, "--out", path, "--name", "x")
+    return outcome(path / "x")
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])
+def test_a_killed_command_goes_on_to_the_same_results(tmp_path, whole, how):
+    command = ["train", *KILLED, "--out", tmp_path, "--name", "x"]
+
+    process = start(*command)
+    records = tmp_path / "x" / "records.jsonl"
+    deadline = time.monotonic() + 60
+    while not records.exists() or records.read_bytes().count(b"\n") < 10:
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(how)
+    printed = process.communicate(timeout=60)[0]
+    assert process.returncode == (-signal.SIGKILL if how == signal.SIGKILL else 130), printed
+    assert not (tmp_path / "x" / "results.json").exists()
+    run(*command)
+
+    assert outcome(tmp_path / "x") == whole
