@@ -2,6 +2,7 @@
 // spectral routines on NumPy arrays (the fields of a scipy.sparse.csr_array).
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <cmath>
 #include <limits>

@@ -1,5 +1,6 @@
 """Pillars 2 and 3 on SciPy matrices, for users who analyse masks without torch tensors."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -82,9 +83,8 @@ def singular_values(matrix: CsrMatrix, k: int = 2, *, tol: float = 1e-6) -> Sing
         # Squares of the entries must neither overflow nor vanish; a power of two rounds nothing.
         largest = float(np.abs(data).max())
         if np.isfinite(largest) and largest > 0 and not 1e-60 < largest < 1e60:
-            exponent = int(np.frexp(largest)[1])
-            data = np.ldexp(data.astype(np.float64), -exponent)
-            scale = float(np.ldexp(1.0, exponent))
+            scale = math.ldexp(1.0, min(max(math.frexp(largest)[1], -1000), 1000))
+            data = data.astype(np.float64) / scale
     values, bounds = _core.singular_values(indptr, indices, data, shape, k, tol)
     return SingularValues(values * scale, bounds * scale)
 
@@ -133,5 +133,6 @@ def _pattern(matrix: CsrMatrix) -> tuple[NDArray[Any], NDArray[Any], tuple[int, 
         return np.asarray(matrix.indptr), np.asarray(matrix.indices), (int(rows), int(cols))
     except (AttributeError, ValueError) as error:
         raise TypeError(
-            f"matrix: expected a two-dimensional scipy.sparse.csr_array, got {type(matrix).__name__}"
+            f"matrix: expected a scipy.sparse.csr_array of two dimensions, "
+            f"got {type(matrix).__name__}"
         ) from error
