@@ -221,7 +221,8 @@ class MaskSet(Mapping[str, Tensor]):
 
         Example:
             >>> layer = nn.Linear(4, 2)
-            >>> _ = torch.nn.utils.prune.l1_unstructured(layer, "weight", amount=6)
+            >>> from torch.nn.utils import prune
+            >>> _ = prune.l1_unstructured(layer, "weight", amount=6)
             >>> MaskSet.from_model(layer)
             MaskSet(1 layer, 2 of 8 weights kept, sparsity 0.7500)
         """
