@@ -12,9 +12,9 @@ import sys
 # Registers a thread may use. 128 let 512 threads of a block, or 16 warps, run on a multiprocessor
 # (65,536 registers); a kernel that needs more, or may do with less, is named here with its reason.
 BUDGET = 128
-BUDGETS = {
-    # One block of 256 threads solves one problem and keeps its loop state in registers; latency, not
-    # occupancy, decides its time. 255 let that one block run.
+BUDGETS: dict[str, int] = {
+    # A whole algorithm in one kernel, one block a problem: waiting for memory and barriers bounds
+    # it, and one block a multiprocessor is what a network's layers give.
     "block_lanczos_kernel": 255,
 }
 
@@ -38,13 +38,13 @@ def compile_report(source: str, build: str) -> str:
 
 def kernel_name(mangled: str) -> str:
     """Find, among the length-prefixed parts of a mangled name, the one that ends in _kernel."""
-    parts = [
-        mangled[digits.end() : digits.end() + int(mangled[start : digits.end()])]
-        for digits in re.finditer(r"\d+", mangled)
-        for start in range(digits.start(), digits.end())
-    ]
-    kernels = [part for part in parts if re.fullmatch(r"[a-z]\w*_kernel", part)]
-    return min(kernels, key=len, default=mangled)
+    for prefix in re.finditer(r"\d+", mangled):
+        for start in range(prefix.start(), prefix.end()):
+            length = int(mangled[start : prefix.end()])
+            part = mangled[prefix.end() : prefix.end() + length]
+            if len(part) == length and part.endswith("_kernel") and not part[0].isdigit():
+                return part
+    return mangled
 
 
 def main() -> None:

@@ -16,10 +16,12 @@ from fullspectrum_ext import _core
 from fullspectrum_ext.experiments.config import TrainConfig, load_config, to_toml
 from fullspectrum_ext.experiments.data import DATASETS
 from fullspectrum_ext.experiments.environment import information
+from fullspectrum_ext.experiments.extras import MissingExtraError
 from fullspectrum_ext.experiments.folder import RunFolder
 from fullspectrum_ext.experiments.models import MODELS
 from fullspectrum_ext.experiments.progress import TrainingProgress
 from fullspectrum_ext.experiments.pruning import prune_by_name
+from fullspectrum_ext.experiments.report import draw_figure, results_table
 from fullspectrum_ext.experiments.suite import train as run_job
 from fullspectrum_ext.pruning import methods
 
@@ -141,7 +143,13 @@ def train(
     folder = RunFolder(out / (name or f"{settings.data}-{settings.model}-{settings.digest()}"))
     console = Console()
     console.print(f"Run folder: {escape(str(folder.path))}", soft_wrap=True)
-    run_job(settings, folder, fresh=fresh, progress=TrainingProgress(console))
+    results = run_job(settings, folder, fresh=fresh, progress=TrainingProgress(console))
+    console.print(results_table(results))
+    if not folder.figure.is_file():
+        try:
+            draw_figure(folder)
+        except MissingExtraError as error:
+            console.print(f"No figure: {error}", markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -44,7 +44,7 @@ class TrainConfig:
     data: str = _setting("digits", f"Data set: {', '.join(DATASETS)}.")
     model: str = _setting("mlp", f"Model: {', '.join(MODELS)}.")
     methods: tuple[str, ...] = _setting(
-        ("snip", "erk"),
+        ("pags:snip", "snip", "erk"),
         "Pruning methods to compare. pags:BASE samples around BASE; dense prunes nothing.",
     )
     sparsity: float = _setting(0.95, "Fraction of the weights that is removed, in [0, 1).")
@@ -58,7 +58,9 @@ class TrainConfig:
     learning_rate: float = _setting(3e-3, "At the start; falls to zero along a cosine.")
     weight_decay: float = _setting(1e-4, "Weight decay of the optimizer.")
     device: str = _setting("cpu", "Where to train: cpu, cuda, cuda:1, ...")
-    threads: int = _setting(0, "CPU threads; 0 means as many as torch takes. Part of the result.")
+    threads: int = _setting(
+        1, "CPU threads; 0: as many as torch takes. Their number is part of the result."
+    )
 
     def __post_init__(self) -> None:
         for name, kind in get_type_hints(type(self)).items():

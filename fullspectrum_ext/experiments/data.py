@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fullspectrum_ext.experiments.extras import MissingExtraError
+
 
 @dataclass(frozen=True)
 class Split:
@@ -88,10 +90,7 @@ def _digits() -> Dataset:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise ValueError(
-            "data: 'digits' comes with scikit-learn, which is not installed: "
-            "pip install 'fullspectrum-ext[digits]'"
-        ) from error
+        raise MissingExtraError("the data set digits", "scikit-learn", "digits") from error
     digits = load_digits()
     x = torch.tensor(digits.images / 16, dtype=torch.float32).unsqueeze(1)
     return _split_by_class(x, torch.tensor(digits.target, dtype=torch.int64))

@@ -1,6 +1,6 @@
 """Method names as the driver takes them, and the masks they stand for."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor, nn
@@ -43,6 +43,7 @@ def make_masks(
     candidates: int,
     data: Iterable[tuple[Tensor, Tensor]] | None,
     seed: int,
+    progress: Callable[[int, int], None] | None = None,
 ) -> MaskSet:
     """Prune a model by a method's name.
 
@@ -55,6 +56,7 @@ def make_masks(
         candidates: Masks that pags draws.
         data: Batches for methods that look at data.
         seed: Of all that is random in it.
+        progress: Called by ``pags`` with the number of candidates seen and of all of them.
 
     Returns:
         The masks.
@@ -65,6 +67,10 @@ def make_masks(
     options: dict[str, Any] = {}
     if name == "pags":
         options = {"base": base or "snip", "candidates": candidates}
-    return pruning.prune(
+        if progress is not None:
+            options["progress"] = progress
+    masks = pruning.prune(
         model, name, sparsity=sparsity, density=density, data=data, seed=seed, **options
     )
+    masks.meta["options"].pop("progress", None)  # how it was shown is no part of how it was made
+    return masks

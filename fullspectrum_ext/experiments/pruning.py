@@ -13,10 +13,7 @@ from fullspectrum_ext.experiments.models import MODELS, build_model
 from fullspectrum_ext.experiments.state import read_state
 from fullspectrum_ext.masks import MaskSet
 
-_DIGITS: tuple[tuple[int, ...], int] = (
-    (1, 8, 8),
-    10,
-)  # what the models are built for where no data says otherwise
+_DIGITS: tuple[tuple[int, ...], int] = (1, 8, 8), 10  # where no data says otherwise
 
 
 def prune_by_name(

@@ -5,9 +5,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from io import BytesIO
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from fullspectrum_ext._files import write_atomically
+from fullspectrum_ext.experiments.extras import MissingExtraError
 from fullspectrum_ext.experiments.folder import RunFolder
 from fullspectrum_ext.experiments.records import read_json, read_records
 
@@ -27,36 +29,36 @@ def results_table(results: Figures) -> Table:
     table = Table(
         title=f"{config['data']}, {config['model']}, {_seeds(config['seeds'])}",
         caption=(
-            "± is the standard deviation over seeds. Test accuracy after the last epoch. Norm: of "
-            "the full-spectrum coordinate, with the initial and with the trained weights under the "
-            "same mask. Anchor distance: between these two."
+            "± is the standard deviation over seeds. Test accuracy is that after the last epoch. "
+            "The norm is that of the full-spectrum coordinate, before and after training under the "
+            "same mask; the anchor distance is how far training moved it. Seconds: to prune + train."
         ),
         caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        row_styles=["", "dim"],
     )
-    table.add_column("method")
+    table.add_column("method", no_wrap=True)
     for header in (
-        "sparsity\n(kept / all)",
-        "test accuracy\n%",
-        "norm\nbefore",
-        "norm\nafter",
+        "sparsity\nkept / all",
+        "test\naccuracy %",
+        "norm before\nand after",
         "anchor\ndistance",
-        "prune + train\nseconds",
+        "seconds",
     ):
-        table.add_column(header, justify="right")
+        table.add_column(header, justify="right", no_wrap=True)
     for method, runs in _by_method(results["runs"]).items():
-        seconds = (
-            statistics.mean(run[key] for run in runs)
-            for key in ("pruning_seconds", "training_seconds")
-        )
+        first = runs[0]
         table.add_row(
             method,
-            f"{runs[0]['sparsity']:.4f}\n{runs[0]['kept']} / {runs[0]['total']}",
+            f"{first['sparsity']:.4f}\n{first['kept']} / {first['total']}",
             _spread([100 * run["test_accuracy"] for run in runs]),
-            *(
-                _spread([run[key] for run in runs])
-                for key in ("norm_before", "norm_after", "anchor_distance")
+            "\n".join(_spread([run[key] for run in runs]) for key in ("norm_before", "norm_after")),
+            _spread([run["anchor_distance"] for run in runs]),
+            " + ".join(
+                f"{statistics.mean(run[key] for run in runs):.1f}"
+                for key in ("pruning_seconds", "training_seconds")
             ),
-            " + ".join(f"{part:.1f}" for part in seconds),
         )
     return table
 
@@ -104,14 +106,12 @@ def new_figure(columns: int) -> tuple[Any, Any]:
         The figure and its axes.
 
     Raises:
-        ValueError: If matplotlib is not installed.
+        MissingExtraError: If matplotlib is not installed.
     """
     try:
         from matplotlib.figure import Figure  # not pyplot: no display, no state
     except ImportError as error:
-        raise ValueError(
-            "figures need matplotlib, which is not installed: pip install 'fullspectrum-ext[plots]'"
-        ) from error
+        raise MissingExtraError("figures", "matplotlib", "plots") from error
     figure = Figure(figsize=(6.5 * columns, 4.5), layout="constrained")
     return figure, figure.subplots(1, columns)
 

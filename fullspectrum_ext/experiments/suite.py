@@ -25,6 +25,7 @@ from fullspectrum_ext.experiments.records import (
 from fullspectrum_ext.experiments.training import Run, evaluate, reproducible
 from fullspectrum_ext.masks import MaskSet
 from fullspectrum_ext.nn import sparsify
+from fullspectrum_ext.spectral import full_spectrum
 
 
 def train(
@@ -141,6 +142,9 @@ class _Job:
             candidates=self.config.candidates,
             data=list(Batches(self.dataset.train, self.config.batch_size, seed)),
             seed=seed,
+            progress=lambda done, of: self.progress.note(
+                f"{method}, seed {seed}: mask {done} of {of}"
+            ),
         )
         seconds = time.perf_counter() - start
         masks.save(self.folder.masks(method, seed))
@@ -156,12 +160,19 @@ class _Job:
     def _judge(self, run: Run, masks: MaskSet, seed: int) -> dict[str, Any]:
         """The figures of a finished run."""
         test_loss, test_accuracy = evaluate(run.model, self.dataset.test)
+        before = full_spectrum(masks, self._build(seed))
+        after = full_spectrum(masks, run.model)
         return {
             "kept": masks.nnz,
             "total": masks.numel,
             "sparsity": masks.sparsity,
             "test_accuracy": test_accuracy,
             "test_loss": test_loss,
+            "coordinate_before": before.vector.tolist(),
+            "coordinate_after": after.vector.tolist(),
+            "norm_before": before.norm(),
+            "norm_after": after.norm(),
+            "anchor_distance": after.distance(before),
         }
 
 

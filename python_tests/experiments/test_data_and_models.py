@@ -25,7 +25,9 @@ def test_digits_are_split_by_class_into_disjoint_parts():
 def test_digits_without_scikit_learn_say_how_to_get_it(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "sklearn.datasets", None)
 
-    with pytest.raises(ValueError, match=r"data: 'digits' .*fullspectrum-ext\[digits\]"):
+    with pytest.raises(
+        ValueError, match=r"the data set digits needs scikit-learn.*fullspectrum-ext\[digits\]"
+    ):
         load_data("digits")
 
 

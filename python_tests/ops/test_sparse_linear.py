@@ -356,6 +356,7 @@ def test_wrong_indices_are_refused(field, at, value, validated, native):
         ({"crow_indices": torch.zeros(5, dtype=torch.int64)}, "crow_indices is Long but col_ind"),
         ({"values": torch.ones(1)}, "values must be as long as col_indices"),
         ({"x": torch.ones(3, 6).double()}, "x is Double but values is Float"),
+        ({"x": torch.ones(3, 6).int()}, "x must be float32, float64, float16 or bfloat16, got Int"),
         ({"bias": torch.ones(3)}, r"bias must be \[out_features\] = \[4\], got 3"),
         ({"out_features": 5}, r"crow_indices must hold out_features \+ 1 = 6 entries, got 5"),
     ],
