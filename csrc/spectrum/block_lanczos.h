@@ -57,7 +57,9 @@ class BlockLanczos {
       if (!finished && !full && right_count_ < next_check) {
         continue;
       }
-      svd_.run(team_, projected_, left_count_, right_count_);
+      svd_.run(
+          team_, projected_, left_count_, right_count_, size_.complete() ? size_.k : size_.kept
+      );
       if (finished || restarts == kMaxRestarts || converged(tol)) {
         break;
       }
@@ -200,14 +202,14 @@ class BlockLanczos {
       const int64_t t = job % width;
       const double dot = team_.dot(basis + i * length, block + t * length, length);
       if (team_.lane() == 0) {
-        product_[t * size_.stride() + i] = dot;
+        product_[t * size_.stride() + i] = -dot;
         coordinates[t * stride + i] += dot;
       }
     }
     team_.sync();
     for (int64_t t = 0; t < width; ++t) {
       const double* weight = product_ + t * size_.stride();
-      team_.subtract_combination(basis, count, length, weight, block + t * length);
+      team_.add_combination(basis, length, count, length, weight, block + t * length);
     }
     team_.sync();
   }
@@ -367,9 +369,9 @@ class BlockLanczos {
       double* out
   ) {
     fill_zero(out, length);
-    team_.subtract_combination(basis, count, length, weight, out);
+    team_.add_combination(basis, length, count, length, weight, out);
     for (int64_t i = team_.rank(); i < length; i += team_.size()) {
-      out[i] /= -divisor;
+      out[i] /= divisor;
     }
     team_.sync();
   }
