@@ -129,13 +129,11 @@ void check_indices(
   }
   STD_TORCH_CHECK(!falls, op, ": crow_indices must rise from 0 to nnz = ", size.nnz);
   const int64_t last = std::min(size.in - 1, int64_t{std::numeric_limits<index_t>::max()});
-  STD_TORCH_CHECK(
-      kernels.inside(col, size.nnz, static_cast<index_t>(last)),
-      op,
-      ": col_indices must lie in [0, ",
-      size.in,
-      ")"
-  );
+  if (!kernels.inside(col, size.nnz, static_cast<index_t>(last))) {
+    const index_t* wrong =
+        std::find_if(col, col + size.nnz, [&](index_t c) { return c < 0 || c > last; });
+    STD_TORCH_CHECK(false, op, ": col_indices must lie in [0, ", size.in, "), got ", *wrong);
+  }
 }
 
 // y = x W^T + bias. Each panel's output rows are cut into chunks of equal cost; a thread takes a

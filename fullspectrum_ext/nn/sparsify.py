@@ -189,6 +189,8 @@ def _layer_to_mask(model: nn.Module, name: str, uses: Mapping[str, int]) -> Any:
         hint = ""
         if f"{name}_orig" in uses:
             hint = "; it is pruned by torch.nn.utils.prune: call its remove() first"
+        elif name.removesuffix("weight") + "values" in uses:
+            hint = "; its layer is sparse already: call densify() first"
         raise ValueError(f"masks[{name!r}]: the model has no parameter of this name{hint}")
     layer = model.get_submodule(_layer_name(name))
     if is_lazy(model.get_parameter(name)):

@@ -158,6 +158,10 @@ def pruned():
     return model
 
 
+def sparse():
+    return sparsify(nn.Sequential(nn.Linear(4, 4)), {"0.weight": EYE})
+
+
 def linears():
     return nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
 
@@ -183,6 +187,7 @@ EYE = torch.eye(4)
         (lambda: nn.LayerNorm(4), {"weight": EYE[0]}, ValueError, "'weight' of LayerNorm"),
         (hooked, {"0.weight": EYE}, ValueError, "its layer has hooks"),
         (pruned, {"0.weight": EYE}, ValueError, r"no parameter.*call its remove\(\) first"),
+        (sparse, {"0.weight": EYE}, ValueError, r"sparse already: call densify\(\) first"),
     ],
 )
 def test_bad_masks_are_refused_and_change_nothing(build, masks, error, message):
