@@ -31,11 +31,13 @@ def results_table(results: Figures) -> Table:
         caption=(
             "± is the standard deviation over seeds. Test accuracy is that after the last epoch. "
             "The norm is that of the full-spectrum coordinate, before and after training under the "
-            "same mask; the anchor distance is how far training moved it. Seconds: to prune + train."
+            "same mask; the anchor distance is how far training moved it. Seconds: pruning + "
+            "training."
         ),
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
+        collapse_padding=True,
         row_styles=["", "dim"],
     )
     table.add_column("method", no_wrap=True)
@@ -113,7 +115,7 @@ def new_figure(columns: int) -> tuple[Any, Any]:
     except ImportError as error:
         raise MissingExtraError("figures", "matplotlib", "plots") from error
     figure = Figure(figsize=(6.5 * columns, 4.5), layout="constrained")
-    return figure, figure.subplots(1, columns)
+    return figure, figure.subplots(1, columns, squeeze=False)[0]
 
 
 def png(figure: Any) -> bytes:
