@@ -1,11 +1,163 @@
 // The Python module _core: what needs no torch. Build information, CPU features, and the graph and
 // spectral routines on NumPy arrays (the fields of a scipy.sparse.csr_array).
+#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cmath>
+#include <limits>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
 
 #include "build_info.h"
 #include "common/cpu_features.h"
+#include "common/csr.h"
+#include "regular_subgraphs/group_taps.h"
+#include "spectrum/cpu_problems.h"
 
 namespace py = pybind11;
+
+namespace fullspectrum {
+namespace {
+
+using Shape = std::pair<int64_t, int64_t>;
+using Doubles = py::array_t<double, py::array::c_style | py::array::forcecast>;
+
+template <typename index_t>
+using Indices = py::array_t<index_t, py::array::c_style | py::array::forcecast>;
+
+std::string dtype_name(const py::array& array) { return py::str(array.dtype()); }
+
+void check_vector(const char* name, const py::array& array) {
+  if (array.ndim() != 1) {
+    throw py::value_error(
+        std::string(name) + ": expected one dimension, got " + std::to_string(array.ndim())
+    );
+  }
+}
+
+void check_indices(const char* name, const py::array& array) {
+  check_vector(name, array);
+  if (array.dtype().kind() != 'i' || (array.itemsize() != 4 && array.itemsize() != 8)) {
+    throw py::type_error(std::string(name) + ": expected int32 or int64, got " + dtype_name(array));
+  }
+}
+
+// Calls f(csr) on the fields of a scipy.sparse.csr_array, checked so that reading them is safe.
+template <typename index_t, typename F>
+auto with_typed_csr(const py::array& indptr, const py::array& indices, const Shape& shape, F&& f) {
+  const auto offsets = Indices<index_t>::ensure(indptr);
+  const auto columns = Indices<index_t>::ensure(indices);
+  const CsrView<index_t> csr{
+      shape.first, shape.second, columns.size(), offsets.data(), columns.data()
+  };
+  const std::string fault = csr_fault(csr);
+  if (!fault.empty()) {
+    throw py::value_error(fault);
+  }
+  return f(csr);
+}
+
+template <typename F>
+auto with_csr(const py::array& indptr, const py::array& indices, const Shape& shape, F&& f) {
+  constexpr int64_t kLargest = std::numeric_limits<int32_t>::max();
+  const auto [rows, cols] = shape;
+  if (rows < 0 || cols < 0 || rows > kLargest || cols > kLargest) {
+    throw py::value_error(
+        "shape: expected rows and columns in [0, 2^31), got " + std::to_string(rows) + " and " +
+        std::to_string(cols)
+    );
+  }
+  check_indices("indptr", indptr);
+  check_indices("indices", indices);
+  if (indptr.size() != rows + 1) {
+    throw py::value_error(
+        "indptr: expected rows + 1 = " + std::to_string(rows + 1) + " entries, got " +
+        std::to_string(indptr.size())
+    );
+  }
+  if (indptr.itemsize() == 4 && indices.itemsize() == 4) {
+    return with_typed_csr<int32_t>(indptr, indices, shape, f);
+  }
+  return with_typed_csr<int64_t>(indptr, indices, shape, f);
+}
+
+py::tuple regular_subgraphs(const py::array& indptr, const py::array& indices, const Shape& shape) {
+  return with_csr(indptr, indices, shape, [&](const auto& csr) {
+    py::array_t<int64_t> taps(csr.cols);
+    py::array_t<int64_t> degrees(csr.cols);
+    py::array_t<int64_t> live_outputs(csr.cols);
+    int64_t* tap = taps.mutable_data();
+    int64_t* degree = degrees.mutable_data();
+    int64_t* live = live_outputs.mutable_data();
+    {
+      py::gil_scoped_release release;
+      group_taps(csr, tap, degree, live);
+    }
+    return py::make_tuple(taps, degrees, live_outputs);
+  });
+}
+
+// The stored entries as doubles; an empty array stands for all ones.
+Doubles as_doubles(const std::optional<py::array>& data, int64_t nnz) {
+  if (!data.has_value()) {
+    return Doubles(0);
+  }
+  check_vector("data", *data);
+  if (std::string("fiub").find(data->dtype().kind()) == std::string::npos) {
+    throw py::type_error("data: expected real numbers, got " + dtype_name(*data));
+  }
+  Doubles values = Doubles::ensure(*data);
+  if (values.size() != nnz) {
+    throw py::value_error(
+        "data: expected one entry for each of the " + std::to_string(nnz) + " indices, got " +
+        std::to_string(values.size())
+    );
+  }
+  for (int64_t p = 0; p < nnz; ++p) {
+    if (!std::isfinite(values.data()[p])) {
+      throw py::value_error("data: expected finite numbers, got NaN or infinity");
+    }
+  }
+  return values;
+}
+
+py::tuple singular_values(
+    const py::array& indptr,
+    const py::array& indices,
+    const std::optional<py::array>& data,
+    const Shape& shape,
+    int64_t k,
+    double tol
+) {
+  if (k < 1) {
+    throw py::value_error("k: expected at least 1, got " + std::to_string(k));
+  }
+  if (!(tol > 0) || std::isinf(tol)) {
+    throw py::value_error("tol: expected a finite number above 0, got " + std::to_string(tol));
+  }
+  return with_csr(indptr, indices, shape, [&](const auto& csr) {
+    const Doubles values = as_doubles(data, csr.nnz);
+    const double* value = data.has_value() ? values.data() : nullptr;
+    py::array_t<double> sigma(k);
+    py::array_t<double> bound(k);
+    double* sigmas = sigma.mutable_data();
+    double* bounds = bound.mutable_data();
+    {
+      py::gil_scoped_release release;
+      const std::vector<int32_t> one_group(csr.cols, 0);
+      std::vector<double> workspace;
+      const auto problems = spectrum::split_columns(csr, value, one_group, 1);
+      spectrum::solve(problems[0], k, tol, workspace, sigmas, bounds);
+    }
+    return py::make_tuple(sigma, bound);
+  });
+}
+
+}  // namespace
+}  // namespace fullspectrum
 
 PYBIND11_MODULE(_core, m) {
   m.doc() = "Native routines of fullspectrum_ext that need no torch.";
@@ -19,4 +171,23 @@ PYBIND11_MODULE(_core, m) {
     info["cuda_compiler"] = FULLSPECTRUM_CUDA_COMPILER;
     return info;
   });
+  m.def(
+      "regular_subgraphs",
+      &fullspectrum::regular_subgraphs,
+      py::arg("indptr"),
+      py::arg("indices"),
+      py::arg("shape"),
+      "Columns sorted by degree; beside each its degree and the rows its degree's columns touch."
+  );
+  m.def(
+      "singular_values",
+      &fullspectrum::singular_values,
+      py::arg("indptr"),
+      py::arg("indices"),
+      py::arg("data"),
+      py::arg("shape"),
+      py::arg("k"),
+      py::arg("tol"),
+      "The k leading singular values, descending, and their error bounds; data=None: all ones."
+  );
 }

@@ -1,3 +1,26 @@
 """Sparse training that is really sparse, and the full-spectrum view of sparse networks."""
 
-from fullspectrum_ext import _library
+from importlib.metadata import version as _version
+
+from fullspectrum_ext import nn, ops
+from fullspectrum_ext.masks import MaskSet
+from fullspectrum_ext.nn import densify, load_sparse_state_dict, sparsify
+from fullspectrum_ext.pruning import methods, prune, register_pruner
+from fullspectrum_ext.spectral import FullSpectrum, LayerSpectrum, dense_spectrum, full_spectrum
+
+__version__ = _version("fullspectrum-ext")
+__all__ = [
+    "FullSpectrum",
+    "LayerSpectrum",
+    "MaskSet",
+    "dense_spectrum",
+    "densify",
+    "full_spectrum",
+    "load_sparse_state_dict",
+    "methods",
+    "nn",
+    "ops",
+    "prune",
+    "register_pruner",
+    "sparsify",
+]

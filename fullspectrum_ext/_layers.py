@@ -228,6 +228,11 @@ def _from_csr(
 
 
 def _sparse_entry(state: Mapping[str, Tensor], prefix: str) -> LayerWeight:
+    if join(prefix, "in_features") not in state:
+        raise ValueError(
+            f"state: the sparse layer {prefix!r} does not say how many inputs it has (in_features);"
+            " load the state dict into the model, and give that"
+        )
     crow_indices, col_indices, values = (
         state[join(prefix, field)] for field in ("crow_indices", "col_indices", "values")
     )

@@ -205,9 +205,9 @@ class MaskSet(Mapping[str, Tensor]):
         """Read off a model which of its weights are there.
 
         Every linear and 2-d convolution layer has its mask in the set. It comes from the layer's
-        own record where there is one: ``weight_mask`` of ``torch.nn.utils.prune`` (rewound or
-        pruned several times over), the topology of :class:`fullspectrum_ext.nn.SparseLinear`, the
-        mask of a masked layer. For any other layer it is what is not zero in its weight, so that a
+        own record where there is one: ``weight_mask`` of ``torch.nn.utils.prune`` (also after
+        several rounds of it), the topology of :class:`fullspectrum_ext.nn.SparseLinear`, the mask
+        of a masked layer. For any other layer it is what is not zero in its weight, so that a
         dense layer is all True.
 
         Args:
@@ -243,7 +243,8 @@ class MaskSet(Mapping[str, Tensor]):
             Masks by the names that the weights have in the dense model.
 
         Raises:
-            ValueError: If it holds no weight with two or four dimensions.
+            ValueError: If it holds no weight with two or four dimensions, or a sparse layer that
+                does not say how many inputs it has.
         """
         layers = state_dict_layers(state)
         if not layers:

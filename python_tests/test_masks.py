@@ -254,11 +254,12 @@ class Sparse(nn.Module):
 
     def __init__(self, mask):
         super().__init__()
-        csr = mask.float().to_sparse_csr()
         self.out_features, self.in_features = mask.shape
-        self.values = nn.Parameter(torch.zeros_like(csr.values()))
-        self.register_buffer("crow_indices", csr.crow_indices().int())
-        self.register_buffer("col_indices", csr.col_indices().int())
+        col_indices = mask.nonzero()[:, 1].int()
+        crow_indices = torch.cat([torch.zeros(1), mask.sum(1).cumsum(0)]).int()
+        self.values = nn.Parameter(torch.zeros(len(col_indices)))
+        self.register_buffer("crow_indices", crow_indices)
+        self.register_buffer("col_indices", col_indices)
 
 
 @pytest.mark.parametrize("kind", [Masked, Sparse])
@@ -267,6 +268,15 @@ def test_from_layers_of_this_package(kind):
     masks = MaskSet.from_model(nn.Sequential(kind(mask), nn.ReLU()))
     assert list(masks) == ["0.weight"]
     assert torch.equal(masks["0.weight"], mask)
+
+
+def test_from_the_state_dict_of_a_sparse_layer():
+    mask = torch.tensor([[1, 0, 0, 1, 0], [0, 1, 0, 0, 0]], dtype=torch.bool)
+    state = nn.Sequential(Sparse(mask)).state_dict()
+    with pytest.raises(ValueError, match="sparse layer '0' does not say how many inputs it has"):
+        MaskSet.from_state_dict(state)
+    state["0.in_features"] = torch.tensor(5)
+    assert torch.equal(MaskSet.from_state_dict(state)["0.weight"], mask)
 
 
 def test_a_shared_parameter_is_named_once(model):

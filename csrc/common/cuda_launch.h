@@ -89,8 +89,9 @@ void launch(
         static_cast<int>(shape.shared_bytes)
     ));
   }
-  kernel<<<shape.grid, shape.block, shape.shared_bytes, scope.stream> > >(static_cast<Params>(args
-  )...);
+  // clang-format off: in a header it takes >>> for three brackets
+  kernel<<<shape.grid, shape.block, shape.shared_bytes, scope.stream>>>(static_cast<Params>(args)...);
+  // clang-format on
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 #endif
 }

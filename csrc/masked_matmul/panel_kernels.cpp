@@ -49,6 +49,16 @@ struct CountLanes<0, lane...> {
 template <typename T>
 using lanes_t = typename CountLanes<kLanes<T>>::type;
 
+// No branches and one integer type, so that the compiler makes vectors of it.
+template <typename index_t>
+bool inside(const index_t* col, int64_t nnz, index_t last) {
+  index_t outside = 0;
+  for (int64_t p = 0; p < nnz; ++p) {
+    outside |= static_cast<index_t>(col[p] < 0) | static_cast<index_t>(col[p] > last);
+  }
+  return outside == 0;
+}
+
 // ---- packing: square transposes ----------------------------------------------------------------
 
 // a0 b0 a1 b1 ... of the lower (kUpper = 0) or upper (1) halves of a and b.
@@ -376,7 +386,7 @@ void sample(
 
 template <typename scalar_t, typename index_t>
 PanelKernels<scalar_t, index_t> panel_kernels() {
-  return {pack<scalar_t>, unpack<scalar_t>, multiply<scalar_t, index_t>, sample<scalar_t, index_t>};
+  return {inside<index_t>, pack<scalar_t>, unpack<scalar_t>, multiply<scalar_t, index_t>, sample<scalar_t, index_t>};
 }
 
 template PanelKernels<float, int32_t> panel_kernels();

@@ -12,6 +12,8 @@ namespace fullspectrum {
 // aligned; a batch that does not fill its strip is padded with zeros.
 template <typename scalar_t, typename index_t>
 struct PanelKernels {
+  // Whether 0 <= col[p] <= last for all p.
+  bool (*inside)(const index_t* col, int64_t nnz, index_t last);
   // panel[f, b] = rows[b * stride + f] for b < batch, 0 for batch <= b < width.
   void (*pack)(
       const scalar_t* rows,  // [batch, features], rows `stride` apart

@@ -1,5 +1,6 @@
 #include "masked_matmul/sparse_linear.h"
 
+#include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
 #include "common/checks.h"
@@ -7,10 +8,24 @@
 namespace fullspectrum {
 namespace {
 
+using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 constexpr const char* kOp = "sparse_linear";
 constexpr const char* kGradOp = "sparse_linear_grad_values";
+
+void check_floating(const char* op, const char* name, const Tensor& tensor) {
+  const ScalarType dtype = tensor.scalar_type();
+  STD_TORCH_CHECK(
+      dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::Half ||
+          dtype == ScalarType::BFloat16,
+      op,
+      ": ",
+      name,
+      " must be float32, float64, float16 or bfloat16, got ",
+      torch::headeronly::toString(dtype)
+  );
+}
 
 // The product of all dimensions but the last.
 int64_t batch_of(const char* op, const char* name, const Tensor& tensor) {
@@ -49,6 +64,7 @@ SparseLinearSizes check_sparse_linear(
       ", got ",
       values.numel()
   );
+  check_floating(kOp, "x", x);
   check_same_dtype(kOp, "x", x, "values", values);
   check_same_device(kOp, "x", x, "values", values);
   check_same_device(kOp, "x", x, "col_indices", col_indices);
@@ -73,6 +89,7 @@ SparseLinearSizes check_sparse_linear_grad_values(
     const Tensor& grad, const Tensor& x, const Tensor& crow_indices, const Tensor& col_indices
 ) {
   const int64_t rows = check_csr(kGradOp, crow_indices, col_indices);
+  check_floating(kGradOp, "x", x);
   check_same_dtype(kGradOp, "grad", grad, "x", x);
   check_same_device(kGradOp, "grad", grad, "x", x);
   check_same_device(kGradOp, "x", x, "col_indices", col_indices);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <limits>
 #include <memory>
 #include <new>
 #include <vector>
@@ -97,24 +98,6 @@ std::vector<int64_t> balanced_rows(const index_t* crow, int64_t rows, int64_t pa
   return boundary;
 }
 
-// A column out of range or an offset that decreases would read foreign memory. Checking costs as
-// much as one batch row.
-template <typename index_t>
-void check_indices(
-    const char* op, const index_t* crow, const index_t* col, SparseLinearSizes size
-) {
-  bool rising = crow[0] == 0 && crow[size.out] == size.nnz;
-  for (int64_t r = 0; r < size.out; ++r) {
-    rising &= crow[r] <= crow[r + 1];
-  }
-  STD_TORCH_CHECK(rising, op, ": crow_indices must rise from 0 to nnz = ", size.nnz);
-  bool inside = true;
-  for (int64_t p = 0; p < size.nnz; ++p) {
-    inside &= (col[p] >= 0) & (col[p] < size.in);
-  }
-  STD_TORCH_CHECK(inside, op, ": col_indices must lie in [0, ", size.in, ")");
-}
-
 template <typename scalar_t, typename index_t>
 PanelKernels<scalar_t, index_t> active_kernels() {
 #if defined(__x86_64__)
@@ -130,10 +113,36 @@ PanelKernels<scalar_t, index_t> active_kernels() {
   return baseline::panel_kernels<scalar_t, index_t>();
 }
 
+// A column out of range or an offset that decreases would read foreign memory. Checking costs less
+// than one batch row.
+template <typename scalar_t, typename index_t>
+void check_indices(
+    const char* op,
+    const PanelKernels<scalar_t, index_t>& kernels,
+    const index_t* crow,  // [out + 1]
+    const index_t* col,   // [nnz]
+    SparseLinearSizes size
+) {
+  bool falls = crow[0] != 0 || crow[size.out] != size.nnz;
+  for (int64_t r = 0; r < size.out; ++r) {
+    falls |= crow[r] > crow[r + 1];
+  }
+  STD_TORCH_CHECK(!falls, op, ": crow_indices must rise from 0 to nnz = ", size.nnz);
+  const int64_t last = std::min(size.in - 1, int64_t{std::numeric_limits<index_t>::max()});
+  STD_TORCH_CHECK(
+      kernels.inside(col, size.nnz, static_cast<index_t>(last)),
+      op,
+      ": col_indices must lie in [0, ",
+      size.in,
+      ")"
+  );
+}
+
 // y = x W^T + bias. Each panel's output rows are cut into chunks of equal cost; a thread takes a
 // run of (panel, chunk) pairs and turns each panel that it meets once.
 template <typename scalar_t, typename index_t>
 void multiply(
+    const char* op,
     const scalar_t* x,      // [batch, in]
     const scalar_t* value,  // [nnz]
     const index_t* crow,    // [out + 1]
@@ -143,6 +152,7 @@ void multiply(
     SparseLinearSizes size
 ) {
   const PanelKernels<scalar_t, index_t> kernels = active_kernels<scalar_t, index_t>();
+  check_indices(op, kernels, crow, col, size);
   const Panels<scalar_t> panels{size.batch};
   const bool threaded = (size.nnz + kRowCost * size.out) * size.batch >= kWorthThreads;
   const int64_t threads = threaded ? torch::stable::get_num_threads() : 1;
@@ -181,6 +191,7 @@ constexpr int64_t kMaxGroups = 8;
 // the rows into chunks; a thread does whole (group, chunk) pairs, each with its own results.
 template <typename scalar_t, typename index_t>
 void sample(
+    const char* op,
     const scalar_t* grad,  // [batch, out]
     const scalar_t* x,     // [batch, in]
     const index_t* crow,   // [out + 1]
@@ -189,6 +200,7 @@ void sample(
     SparseLinearSizes size
 ) {
   const PanelKernels<scalar_t, index_t> kernels = active_kernels<scalar_t, index_t>();
+  check_indices(op, kernels, crow, col, size);
   const Panels<scalar_t> panels{size.batch};
   if (panels.count() == 0 || size.nnz == 0) {
     return;
@@ -284,8 +296,8 @@ Tensor sparse_linear_cpu(
         using index_t = typename decltype(index_tag)::type;
         const index_t* crow = crow_indices.const_data_ptr<index_t>();
         const index_t* col = col_indices.const_data_ptr<index_t>();
-        check_indices(op, crow, col, size);
         multiply<scalar_t, index_t>(
+            op,
             in.const_data_ptr<scalar_t>(),
             weights.const_data_ptr<scalar_t>(),
             crow,
@@ -316,8 +328,8 @@ sparse_linear_grad_values_cpu(const Tensor& grad, const Tensor& x, const Tensor&
         using index_t = typename decltype(index_tag)::type;
         const index_t* crow = crow_indices.const_data_ptr<index_t>();
         const index_t* col = col_indices.const_data_ptr<index_t>();
-        check_indices(op, crow, col, size);
         sample<scalar_t, index_t>(
+            op,
             from.const_data_ptr<scalar_t>(),
             in.const_data_ptr<scalar_t>(),
             crow,

@@ -33,7 +33,7 @@ def _describe(layer: "MaskedLinear | MaskedConv2d", described: str) -> str:
 
 
 class MaskedLinear(nn.Linear):
-    """A dense linear layer with a mask on its weight: :math:`y = x (W \\circ M)^\\top + b`.
+    r"""A dense linear layer with a mask on its weight: :math:`y = x (W \circ M)^\top + b`.
 
     The removed weights are zero from the start and have zero gradient, so that no optimizer moves
     them. It computes what :class:`SparseLinear` does at the cost of the dense layer.
@@ -97,10 +97,10 @@ class MaskedConv2d(nn.Conv2d):
         super().__init__(
             layer.in_channels,
             layer.out_channels,
-            layer.kernel_size,
-            layer.stride,
-            layer.padding,
-            layer.dilation,
+            layer.kernel_size,  # type: ignore[arg-type]
+            layer.stride,  # type: ignore[arg-type]
+            layer.padding,  # type: ignore[arg-type]
+            layer.dilation,  # type: ignore[arg-type]
             layer.groups,
             layer.bias is not None,
             layer.padding_mode,

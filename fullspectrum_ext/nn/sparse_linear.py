@@ -39,6 +39,7 @@ class SparseLinear(nn.Module):
         ValueError: If the fields are not a CSR matrix of this shape, or ``bias`` does not fit.
 
     Example:
+        >>> import torch
         >>> weight = torch.tensor([[0.0, 2.0, 0.0], [3.0, 0.0, 4.0]])
         >>> layer = SparseLinear.from_dense(weight, weight != 0)
         >>> layer

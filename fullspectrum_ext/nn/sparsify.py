@@ -133,7 +133,7 @@ def load_sparse_state_dict(model: Model, state_dict: Mapping[str, Any]) -> Model
         Sequential(
           (0): SparseLinear(in_features=3, out_features=2, nnz=6, density=1, bias=True)
         )
-    """
+    """  # noqa: DOC502
     uses = _uses(model)
     expected: dict[str, torch.Size | None] = {
         key: tensor.shape for key, tensor in model.state_dict().items()
@@ -239,7 +239,7 @@ def _mask_of_fields(state_dict: Mapping[str, Any], prefix: str, layer: Any) -> T
         raise ValueError(
             f"state_dict: {prefix}values is a sparse Linear, the model has {type(layer).__name__}"
         )
-    shape = tuple(layer.weight.shape)
+    shape = (layer.out_features, layer.in_features)
     try:
         _checks.check_csr(crow_indices, col_indices, shape, values, validate=True)
     except (TypeError, ValueError) as error:

@@ -1,5 +1,6 @@
 """The native operators, with their derivatives."""
 
+from fullspectrum_ext import _library  # first: it registers the operators
 from fullspectrum_ext.ops.csr import (
     CsrTranspose,
     csr_from_dense,

@@ -255,11 +255,13 @@ def _scaled(values: list[Tensor] | None) -> tuple[list[Tensor], Tensor | None]:
     extreme = (largest > 0) & ((largest < 1e-60) | (largest > 1e60))
     if not bool(extreme.any()):
         return result, None
-    exponents = torch.where(extreme, largest.frexp().exponent, 0)
-    one = torch.ones((), dtype=torch.float64)
+    scales = [1.0] * len(result)
     for i in extreme.nonzero().flatten().tolist():
-        result[i] = torch.ldexp(result[i].double(), -exponents[i].to(result[i].device))
-    return result, torch.ldexp(one, exponents)
+        # at most 2^1000 either way, whose inverse is a normal number too
+        exponent = min(max(math.frexp(float(largest[i]))[1], -1000), 1000)
+        scales[i] = math.ldexp(1.0, exponent)
+        result[i] = result[i].double() / scales[i]
+    return result, torch.tensor(scales, dtype=torch.float64)
 
 
 def _unscaled(sigma: Tensor, bound: Tensor, scales: Tensor | None) -> SingularValues:

@@ -57,7 +57,7 @@ def sparse_linear(
         >>> values = torch.tensor([1.0, 10.0, 100.0])  # [[0, 0, 1], [10, 100, 0]]
         >>> sparse_linear(torch.tensor([[1.0, 2.0, 3.0]]), values, crow_indices, col_indices, 2)
         tensor([[  3., 210.]])
-    """
+    """  # noqa: DOC502
     _checks.check_tensor("x", x)
     _checks.check_values("x", x)
     if x.dim() == 0:
@@ -72,8 +72,8 @@ def sparse_linear(
                 f"bias: expected shape ({out_features},), one for each of out_features, "
                 f"got {tuple(bias.shape)}"
             )
-    if torch.is_autocast_enabled(x.device.type):
-        # autocast makes the dtypes agree, so only the devices are compared
+    if _autocasts(x.device.type):
+        # the dtypes will be made to agree, so only the devices are compared
         _check_device("values", values, x)
         if bias is not None:
             _check_device("bias", bias, x)
@@ -96,6 +96,11 @@ def sparse_linear(
         row_indices,
         permutation,
     )
+
+
+def _autocasts(device_type: str) -> bool:
+    # some devices (meta) know no autocast, and asking for its state is an error there
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 
 def _check_device(name: str, tensor: Tensor, x: Tensor) -> None:

@@ -91,7 +91,8 @@ def prune(
     if not allow_collapse:
         _refuse_collapse(result)
     made_by = {"method": method, "density": density, "scope": scope, "seed": seed}
-    result.meta = {**made_by, "options": options, **result.meta}
+    recorded = {name: value for name, value in options.items() if name != "progress"}
+    result.meta = {**made_by, "options": recorded, **result.meta}
     return result
 
 

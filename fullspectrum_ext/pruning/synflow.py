@@ -47,13 +47,13 @@ def synflow(
     for k in range(1, rounds + 1):
         flow = _flow(model, ones, full, alive)
         for name in full:
-            last_score[name][alive[name]] = flow[name][alive[name]]
+            last_score[name] = torch.where(alive[name], flow[name], last_score[name])
         if k == rounds:
             break
         scores = {name: flow[name].masked_fill(~alive[name], -torch.inf) for name in full}
         kept = context.select(scores, context.density ** (k / rounds))
         for name in full:
-            removed_in[name][alive[name] & ~kept[name]] = k
+            removed_in[name].masked_fill_(alive[name] & ~kept[name], k)
             alive[name] &= kept[name]
     return _by_removal(removed_in, last_score)
 

@@ -37,6 +37,36 @@ def test_erk_counts_the_kernel_and_er_does_not():
     assert 576 * densities[0] + 64 * densities[1] == pytest.approx(0.05 * 640)
 
 
+def resnet34():
+    """Weights of the CIFAR-10 ResNet-34 of the ICLR 2023 study (7 x 7 stem)."""
+    shapes = {"conv1": (64, 3, 7, 7)}
+    width = 64
+    for stage, (blocks, out) in enumerate([(3, 64), (4, 128), (6, 256), (3, 512)], start=1):
+        for block in range(blocks):
+            shapes[f"layer{stage}.{block}.conv1"] = (out, width, 3, 3)
+            shapes[f"layer{stage}.{block}.conv2"] = (out, out, 3, 3)
+            if out != width:
+                shapes[f"layer{stage}.{block}.downsample"] = (out, width, 1, 1)
+            width = out
+    return {**shapes, "fc": (10, 512)}
+
+
+# Means over three seeds of its Bernoulli masks, as published with the paper (csv_metric).
+@pytest.mark.parametrize(
+    ("density", "published"),
+    [
+        (0.01, {"conv1": 0.1084, "layer1.0.conv1": 0.0466, "layer3.0.conv1": 0.0168, "fc": 1.0}),
+        (0.05, {"conv1": 0.5620, "layer2.0.conv2": 0.1163, "layer3.0.downsample": 0.7685}),
+        (0.2, {"conv1": 1.0, "layer1.0.conv1": 0.9960, "layer4.2.conv2": 0.1196, "fc": 1.0}),
+    ],
+)
+def test_erk_gives_the_published_densities(density, published):
+    shapes = resnet34()
+    found = dict(zip(shapes, erk_densities(list(shapes.values()), density), strict=True))
+    for name, expected in published.items():
+        assert found[name] == pytest.approx(expected, abs=2e-3)
+
+
 shape = st.one_of(
     st.tuples(st.integers(1, 40), st.integers(1, 40)),
     st.tuples(st.integers(1, 12), st.integers(1, 12), st.integers(1, 3), st.integers(1, 3)),

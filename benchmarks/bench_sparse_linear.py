@@ -1,0 +1,126 @@
+"""Time a sparse linear layer, forward and whole step, against what torch offers.
+
+A step is forward, gradient of the input and gradient of the weights under the mask, without the
+optimizer. The rivals: the dense layer; the dense layer with its mask multiplied in (the usual way
+to train a sparse network); torch's own sparse CSR matrix product, called by hand with a kept
+transpose and, for the weights, `torch.sparse.sampled_addmm`.
+
+All candidates run in turns in one process, and their results are compared before they are timed.
+"""
+
+import argparse
+import itertools
+import pathlib
+import warnings
+from collections.abc import Callable
+
+import torch
+from measure import RESULTS, time_interleaved, write_json
+from torch import Tensor
+from torch.nn import functional
+
+from fullspectrum_ext.nn import SparseLinear
+
+Candidates = dict[str, Callable[[], object]]
+
+
+def candidates(
+    rows: int, cols: int, batch: int, sparsity: float, device: str
+) -> tuple[Candidates, Candidates]:
+    """Build the forward and the step calls for one size, after checking that they agree."""
+    mask = torch.rand(rows, cols, device=device) >= sparsity
+    weight = torch.randn(rows, cols, device=device) / cols**0.5 * mask
+    x = torch.randn(batch, cols, device=device, requires_grad=True)
+    grad = torch.randn(batch, rows, device=device)
+    layer = SparseLinear.from_dense(weight, mask)
+    dense = weight.clone().requires_grad_()
+    float_mask = mask.to(weight.dtype)
+    csr, transposed = weight.to_sparse_csr(), weight.T.contiguous().to_sparse_csr()
+
+    def torch_csr_step() -> tuple[Tensor, Tensor]:
+        _ = csr @ x.detach().T
+        grad_x = (transposed @ grad.T).T
+        return grad_x, torch.sparse.sampled_addmm(csr, grad.T, x.detach(), beta=0.0).values()
+
+    forward: Candidates = {
+        "fullspectrum": lambda: layer(x),
+        "dense": lambda: functional.linear(x, dense),
+        "dense with mask": lambda: functional.linear(x, dense * float_mask),
+        "torch CSR": lambda: (csr @ x.detach().T).T,
+    }
+    step: Candidates = {
+        "fullspectrum": lambda: torch.autograd.grad(layer(x), (x, layer.values), grad),
+        "dense": lambda: torch.autograd.grad(functional.linear(x, dense), (x, dense), grad),
+        "dense with mask": lambda: torch.autograd.grad(
+            functional.linear(x, dense * float_mask), (x, dense), grad
+        ),
+        "torch CSR": torch_csr_step,
+    }
+    check_agreement(forward, step, mask)
+    return forward, step
+
+
+def check_agreement(forward: Candidates, step: Candidates, mask: Tensor) -> None:
+    """Raise AssertionError unless all candidates compute the same."""
+    expected = forward["dense"]()
+    expected_x, expected_weight = step["dense"]()  # type: ignore[misc]
+    for name in forward:
+        grad_x, grad_weight = step[name]()  # type: ignore[misc]
+        if grad_weight.dim() == 2:
+            grad_weight = grad_weight[mask]
+        for found, wanted in (
+            (forward[name](), expected),
+            (grad_x, expected_x),
+            (grad_weight, expected_weight[mask]),
+        ):
+            torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
+
+
+def main() -> None:
+    """Parse the command line, measure, print a table and write the results."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--sizes", nargs="+", default=["300x784", "1024x1024"], metavar="OUTxIN")
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 128])
+    parser.add_argument("--sparsities", nargs="+", type=float, default=[0.8, 0.9, 0.95, 0.99])
+    parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--threads", type=int, help="of torch; its own default otherwise")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=pathlib.Path, help="JSON file, replaced")
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    torch.manual_seed(options.seed)
+    warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+
+    rows = []
+    grid = itertools.product(options.sizes, options.batches, options.sparsities)
+    print(
+        f"{'out x in':>10} {'batch':>5} {'sparsity':>8} {'pass':>7}  ours ms   dense/ours", end=""
+    )
+    print("  dense/ours  masked/ours  CSR/ours")
+    for size, batch, sparsity in grid:
+        out_features, in_features = map(int, size.split("x"))
+        both = candidates(out_features, in_features, batch, sparsity, options.device)
+        for name, calls in zip(("forward", "step"), both, strict=True):
+            times = time_interleaved(calls, options.repeats, device=options.device)
+            ours, dense, masked, csr = (time.median for time in times.values())
+            print(f"{size:>10} {batch:>5} {sparsity:>8} {name:>7} {ours * 1e3:8.3f}", end="")
+            print(f" {dense / ours:11.1f} {masked / ours:12.1f} {csr / ours:9.1f}", flush=True)
+            rows.append({
+                "out_features": out_features,
+                "in_features": in_features,
+                "batch": batch,
+                "sparsity": sparsity,
+                "pass": name,
+                "seconds": {call: time._asdict() for call, time in times.items()},
+            })
+    output = options.output or RESULTS / torch.device(options.device).type / "sparse_linear.json"
+    write_json(output, rows)
+    print(f"written to {output}")
+
+
+if __name__ == "__main__":
+    main()

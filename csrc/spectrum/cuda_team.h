@@ -1,0 +1,67 @@
+#pragma once
+
+#include <cstdint>
+
+#include "common/cuda_launch.h"
+
+namespace fullspectrum::spectrum {
+
+// A team that is one block of threads, its workers the warps. Sums go over lanes in a fixed order
+// and end up the same in every lane.
+class CudaTeam {
+ public:
+  // `flags` is shared memory, one a warp.
+  __device__ explicit CudaTeam(int* flags) : flags_(flags) {}
+
+  __device__ int64_t rank() const { return threadIdx.x; }
+  __device__ int64_t size() const { return blockDim.x; }
+  __device__ int64_t worker() const { return threadIdx.x / kWarp; }
+  __device__ int64_t workers() const { return blockDim.x / kWarp; }
+  __device__ int64_t lane() const { return threadIdx.x % kWarp; }
+  __device__ int64_t lanes() const { return kWarp; }
+  __device__ void sync() const { __syncthreads(); }
+  __device__ void sync_worker() const { __syncwarp(); }
+
+  // Whether the flag of any worker is set; each is the same in all its lanes.
+  __device__ bool any(bool flag) {
+    if (lane() == 0) {
+      flags_[worker()] = flag;
+    }
+    sync();
+    bool result = false;
+    for (int64_t w = 0; w < workers(); ++w) {
+      result |= flags_[w] != 0;
+    }
+    sync();
+    return result;
+  }
+
+  __device__ double dot(const double* x, const double* y, int64_t length) const {
+    double sum = 0;
+    for (int64_t i = lane(); i < length; i += kWarp) {
+      sum += x[i] * y[i];
+    }
+    for (int distance = kWarp / 2; distance > 0; distance /= 2) {
+      sum += __shfl_xor_sync(~0u, sum, distance);
+    }
+    return sum;
+  }
+
+  // y -= sum_i weight_i basis_i; a thread owns every size()-th element of y.
+  __device__ void subtract_combination(
+      const double* basis, int64_t count, int64_t length, const double* weight, double* y
+  ) const {
+    for (int64_t e = rank(); e < length; e += size()) {
+      double sum = 0;
+      for (int64_t i = 0; i < count; ++i) {
+        sum += weight[i] * basis[i * length + e];
+      }
+      y[e] -= sum;
+    }
+  }
+
+ private:
+  int* flags_;
+};
+
+}  // namespace fullspectrum::spectrum

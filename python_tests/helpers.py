@@ -1,0 +1,14 @@
+import torch
+
+import fullspectrum_ext  # noqa: F401  (registers the operators)
+from fullspectrum_ext import ops
+
+
+def random_csr(rows, cols, density, dtype=torch.float64, device="cpu", index=torch.int32, seed=0):
+    """A random matrix in CSR form, its bool mask, and the matrix itself, dense."""
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.rand(rows, cols, generator=generator) < density
+    dense = torch.randn(rows, cols, generator=generator, dtype=torch.float64) * mask
+    dense, mask = dense.to(device, dtype), mask.to(device)
+    crow_indices, col_indices, values = ops.csr_from_dense(dense, mask)
+    return crow_indices.to(index), col_indices.to(index), values, mask, dense
