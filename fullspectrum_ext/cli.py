@@ -151,7 +151,7 @@ def train(
         try:
             draw_figure(folder)
         except MissingExtraError as error:
-            console.print(f"No figure: {error}", markup=False, soft_wrap=True)
+            console.print(f"No {error}", markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -113,7 +113,7 @@ def new_figure(columns: int) -> tuple[Any, Any]:
     try:
         from matplotlib.figure import Figure  # not pyplot: no display, no state
     except ImportError as error:
-        raise MissingExtraError("figures", "matplotlib", "plots") from error
+        raise MissingExtraError("figure", "matplotlib", "plots") from error
     figure = Figure(figsize=(6.5 * columns, 4.5), layout="constrained")
     return figure, figure.subplots(1, columns, squeeze=False)[0]
 

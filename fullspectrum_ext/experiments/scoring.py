@@ -9,7 +9,7 @@ import safetensors
 from torch import Tensor
 
 from fullspectrum_ext._files import write_atomically
-from fullspectrum_ext._layers import Patterns, state_dict_layers
+from fullspectrum_ext._layers import state_dict_layers
 from fullspectrum_ext.experiments.report import new_figure, png
 from fullspectrum_ext.experiments.state import read_state
 from fullspectrum_ext.masks import MaskSet
@@ -75,7 +75,7 @@ def draw_spectra(spectra: Mapping[str, FullSpectrum], out: Path) -> None:
         )
         panel.set_xticks(list(places), names, rotation=30 if len(names) < 8 else 90, ha="right")
         panel.set(title=title, ylabel="singular value of the mask", ylim=(0, None))
-        panel.legend()
+    figure.legend(*panel.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     write_atomically(out, png(figure))
 
 
