@@ -137,7 +137,7 @@ def train(
     Without arguments: digits, an MLP at 95 % sparsity, PAGS over SNIP beside SNIP and ERK, three
     seeds. After an interruption the same command goes on where it was, to the same results bit for
     bit; when all is done it shows the results again.
-    """
+    """  # noqa: DOC501 (the help is for people)
     settings = load_config(config, **_split_lists(flags)).resolved()
     if show:
         print(to_toml(dataclasses.asdict(settings)), end="")
@@ -145,7 +145,11 @@ def train(
     folder = RunFolder(out / (name or f"{settings.data}-{settings.model}-{settings.digest()}"))
     console = Console()
     console.print(f"Run folder: {escape(str(folder.path))}", soft_wrap=True)
-    results = run_job(settings, folder, fresh=fresh, progress=TrainingProgress(console))
+    try:
+        results = run_job(settings, folder, fresh=fresh, progress=TrainingProgress(console))
+    except KeyboardInterrupt:
+        console.print("Interrupted; the same command goes on from here.")
+        raise typer.Exit(130) from None
     console.print(results_table(results))
     if not folder.figure.is_file():
         try:

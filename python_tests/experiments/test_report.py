@@ -35,9 +35,8 @@ def test_the_table_holds_means_and_standard_deviations_over_seeds():
     text = text_of({"config": {"data": "d", "model": "m", "seeds": [0, 1]}, "runs": runs})
 
     # 90 and 92: mean 91, sample standard deviation sqrt(2).
-    rows = {
-        line.split()[0]: " ".join(line.split()[1:]) for line in text.splitlines() if line.strip()
-    }
+    lines = [line.split() for line in text.splitlines() if line.strip()]
+    rows = {first: " ".join(rest) for first, *rest in lines}
     assert rows["a"] == "0.9500 91.00 ± 1.41 1.00 ± 0.00 0.50 ± 0.00 3.0 + 4.0"
     assert rows["b"] == "0.9500 50.00 1.00 0.50 3.0 + 4.0"
     assert "50 / 1000" in text
