@@ -38,7 +38,6 @@ def results_table(results: Figures) -> Table:
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         collapse_padding=True,
-        row_styles=["", "dim"],
     )
     table.add_column("method", no_wrap=True)
     for header in (
