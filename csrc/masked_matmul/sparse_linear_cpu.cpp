@@ -77,8 +77,8 @@ constexpr int64_t kRowBlock = 128;
 // The cost of a row apart from its nonzeros (turning it to row-major), in nonzeros.
 constexpr int64_t kRowCost = 8;
 
-// Below this many multiplications a second thread costs more than it saves.
-constexpr int64_t kWorthThreads = int64_t{1} << 16;
+// Below this many multiplications (some 10 us) a second thread costs more than it saves.
+constexpr int64_t kWorthThreads = int64_t{1} << 18;
 
 // Cuts the rows into `parts` ranges of about equal cost: parts + 1 boundaries.
 template <typename index_t>

@@ -101,11 +101,14 @@ def densify(model: Model) -> Model:
         >>> densify(layer)
         Linear(in_features=2, out_features=2, bias=False)
     """
-    layers = {
-        name: _dense_layer(module)
-        for name, module in model.named_modules()
+    dense = {
+        module: _dense_layer(module)
+        for module in model.modules()
         if isinstance(module, (SparseLinear, MaskedLinear, MaskedConv2d))
     }
+    # one layer may stand in several places
+    named = model.named_modules(remove_duplicate=False)
+    layers = {name: dense[module] for name, module in named if module in dense}
     return _replace(model, layers)
 
 

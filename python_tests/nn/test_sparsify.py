@@ -87,6 +87,13 @@ def test_densify_is_the_inverse():
         assert str(back) == str(dense)
 
 
+def test_densify_keeps_a_layer_in_all_its_places():
+    sparse = sparsify(nn.Linear(3, 3), {"weight": torch.eye(3)})
+    model = densify(nn.Sequential(sparse, nn.ReLU(), sparse))
+    assert isinstance(model[0], nn.Linear)
+    assert model[2] is model[0]
+
+
 def test_a_model_that_is_itself_a_layer():
     mask = torch.eye(3, dtype=torch.bool)
     sparse = sparsify(nn.Linear(3, 3), {"weight": mask})
