@@ -152,6 +152,7 @@ def load_sparse_state_dict(model: Model, state_dict: Mapping[str, Any]) -> Model
             backends[name] = "sparse"
             del expected[name]
             expected.update({key[: -len(field)] + entry: None for entry in _SPARSE_FIELDS})
+            expected[key[: -len(field)] + "in_features"] = torch.Size([])
         elif field == "mask" and name in expected and key not in expected:
             layer = _layer_to_mask(model, name, uses)
             masks[name] = _as_bool(name, state_dict[key], layer.weight, allow_empty=True)
