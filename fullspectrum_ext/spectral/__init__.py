@@ -2,3 +2,4 @@
 
 from fullspectrum_ext.spectral.coordinates import FullSpectrum, LayerSpectrum, SubgraphSpectrum
 from fullspectrum_ext.spectral.full_spectrum import dense_spectrum, full_spectrum
+from fullspectrum_ext.spectral.paths import effective_masks

@@ -39,6 +39,11 @@ class LayerGraph:
         return self.edges / max(math.prod(self.shape), 1)
 
     @property
+    def live_density(self) -> float:
+        """Edges over the possible ones between live taps and live outputs; nan without edges."""
+        return self.edges / (self.live_taps * self.live_outputs) if self.edges else math.nan
+
+    @property
     def left_degree(self) -> float:
         """Mean degree of the taps that have an edge; nan without edges."""
         return self.edges / self.live_taps if self.edges else math.nan
@@ -58,7 +63,7 @@ def layer_graph(name: str, mask: Tensor) -> LayerGraph:
 
     Args:
         name: The layer's name, for the message.
-        mask: Bool, two or more dimensions, outputs first.
+        mask: Bool, two or more dimensions, outputs first; or a CSR tensor, whose entries are edges.
 
     Returns:
         The graph, on the device of the mask.
@@ -71,6 +76,14 @@ def layer_graph(name: str, mask: Tensor) -> LayerGraph:
             f"{name}: expected a weight with at least two dimensions, got {tuple(mask.shape)}"
         )
     shape = (mask.shape[0], math.prod(mask.shape[1:]))
+    if mask.layout == torch.sparse_csr:
+        return LayerGraph(
+            mask.crow_indices(),
+            mask.col_indices(),
+            shape,
+            live_outputs=int(mask.crow_indices().diff().count_nonzero()),
+            live_taps=mask.col_indices().unique().numel(),
+        )
     matrix = mask.reshape(shape)
     row_lengths = matrix.sum(dim=1)
     crow_indices = torch.zeros(shape[0] + 1, dtype=torch.int64, device=mask.device)
