@@ -7,5 +7,6 @@ from fullspectrum_ext.spectral.correlation import (
     pearson,
     spearman,
 )
+from fullspectrum_ext.spectral.density import SpectralDensity, spectral_density
 from fullspectrum_ext.spectral.full_spectrum import dense_spectrum, full_spectrum
 from fullspectrum_ext.spectral.paths import effective_masks

@@ -90,6 +90,17 @@ def is_csr(matrix: Tensor) -> bool:
     return matrix.layout == torch.sparse_csr
 
 
+def csr_tensor(
+    crow_indices: Tensor, col_indices: Tensor, values: Tensor, shape: tuple[int, ...]
+) -> Tensor:
+    """Make a CSR tensor of checked fields, without torch's warning that these are new."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+        return torch.sparse_csr_tensor(
+            crow_indices, col_indices, values, size=shape, check_invariants=True
+        )
+
+
 def _read(
     argument: str, source: Source
 ) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor] | None]:
@@ -182,12 +193,9 @@ def _from_scipy(name: str, matrix: Any) -> Tensor:
     csr = matrix.tocsr(copy=True)
     csr.sum_duplicates()
     csr.eliminate_zeros()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-        return torch.sparse_csr_tensor(
-            torch.from_numpy(csr.indptr),
-            torch.from_numpy(csr.indices),
-            torch.from_numpy(csr.data.astype(np.float64)),
-            size=csr.shape,
-            check_invariants=True,
-        )
+    return csr_tensor(
+        torch.from_numpy(csr.indptr),
+        torch.from_numpy(csr.indices),
+        torch.from_numpy(csr.data.astype(np.float64)),
+        csr.shape,
+    )
