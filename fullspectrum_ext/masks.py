@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -194,7 +195,13 @@ class MaskSet(Mapping[str, Tensor]):
                     for i, (name, shape) in enumerate(shapes)
                 }
                 return MaskSet(masks, meta=json.loads(header["meta"]))
-        except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+        except (
+            safetensors.SafetensorError,
+            KeyError,
+            TypeError,
+            ValueError,
+            RecursionError,
+        ) as error:
             raise ValueError(
                 f"{os.fspath(path)}: expected masks written by MaskSet.save ({_FORMAT}), got a "
                 f"damaged or foreign file: {error}"
@@ -221,7 +228,8 @@ class MaskSet(Mapping[str, Tensor]):
 
         Example:
             >>> layer = nn.Linear(4, 2)
-            >>> _ = torch.nn.utils.prune.l1_unstructured(layer, "weight", amount=6)
+            >>> from torch.nn.utils import prune
+            >>> _ = prune.l1_unstructured(layer, "weight", amount=6)
             >>> MaskSet.from_model(layer)
             MaskSet(1 layer, 2 of 8 weights kept, sparsity 0.7500)
         """
@@ -273,7 +281,7 @@ def _packed(mask: Tensor) -> np.ndarray:
 
 
 def _unpacked(bits: np.ndarray, shape: list[int]) -> Tensor:
-    numel = int(np.prod(shape, dtype=np.int64))
-    if bits.dtype != np.uint8 or bits.shape != (-(-numel // 8),):
+    numel = math.prod(shape)
+    if min(shape, default=0) < 0 or bits.dtype != np.uint8 or bits.shape != (-(-numel // 8),):
         raise ValueError(f"{bits.size} bytes of {bits.dtype} for a mask of shape {shape}")
     return torch.from_numpy(np.unpackbits(bits, count=numel).reshape(shape).astype(bool))

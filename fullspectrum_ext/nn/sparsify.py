@@ -101,11 +101,14 @@ def densify(model: Model) -> Model:
         >>> densify(layer)
         Linear(in_features=2, out_features=2, bias=False)
     """
-    layers = {
-        name: _dense_layer(module)
-        for name, module in model.named_modules()
+    dense = {
+        module: _dense_layer(module)
+        for module in model.modules()
         if isinstance(module, (SparseLinear, MaskedLinear, MaskedConv2d))
     }
+    # one layer may stand in several places
+    named = model.named_modules(remove_duplicate=False)
+    layers = {name: dense[module] for name, module in named if module in dense}
     return _replace(model, layers)
 
 
@@ -149,6 +152,7 @@ def load_sparse_state_dict(model: Model, state_dict: Mapping[str, Any]) -> Model
             backends[name] = "sparse"
             del expected[name]
             expected.update({key[: -len(field)] + entry: None for entry in _SPARSE_FIELDS})
+            expected[key[: -len(field)] + "in_features"] = torch.Size([])
         elif field == "mask" and name in expected and key not in expected:
             layer = _layer_to_mask(model, name, uses)
             masks[name] = _as_bool(name, state_dict[key], layer.weight, allow_empty=True)
@@ -186,6 +190,8 @@ def _layer_to_mask(model: nn.Module, name: str, uses: Mapping[str, int]) -> Any:
         hint = ""
         if f"{name}_orig" in uses:
             hint = "; it is pruned by torch.nn.utils.prune: call its remove() first"
+        elif name.removesuffix("weight") + "values" in uses:
+            hint = "; its layer is sparse already: call densify() first"
         raise ValueError(f"masks[{name!r}]: the model has no parameter of this name{hint}")
     layer = model.get_submodule(_layer_name(name))
     if is_lazy(model.get_parameter(name)):

@@ -70,7 +70,7 @@ def full_spectrum(
         >>> layer = spectrum.layers["fc"]
         >>> round(layer.ramanujan_gap, 4), round(layer.weighted_gap, 4)
         (2.8284, 3.0)
-    """  # noqa: DOC502 (the checks below raise)
+    """
     if flavor not in _FEWEST_TAPS:
         raise ValueError(f"flavor: expected 'neurips' or 'iclr', got {flavor!r}")
     masks, found = _masks_and_weights(source, weights)

@@ -87,6 +87,13 @@ def test_densify_is_the_inverse():
         assert str(back) == str(dense)
 
 
+def test_densify_keeps_a_layer_in_all_its_places():
+    sparse = sparsify(nn.Linear(3, 3), {"weight": torch.eye(3)})
+    model = densify(nn.Sequential(sparse, nn.ReLU(), sparse))
+    assert isinstance(model[0], nn.Linear)
+    assert model[2] is model[0]
+
+
 def test_a_model_that_is_itself_a_layer():
     mask = torch.eye(3, dtype=torch.bool)
     sparse = sparsify(nn.Linear(3, 3), {"weight": mask})
@@ -151,6 +158,10 @@ def pruned():
     return model
 
 
+def sparse():
+    return sparsify(nn.Sequential(nn.Linear(4, 4)), {"0.weight": EYE})
+
+
 def linears():
     return nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
 
@@ -176,6 +187,7 @@ EYE = torch.eye(4)
         (lambda: nn.LayerNorm(4), {"weight": EYE[0]}, ValueError, "'weight' of LayerNorm"),
         (hooked, {"0.weight": EYE}, ValueError, "its layer has hooks"),
         (pruned, {"0.weight": EYE}, ValueError, r"no parameter.*call its remove\(\) first"),
+        (sparse, {"0.weight": EYE}, ValueError, r"sparse already: call densify\(\) first"),
     ],
 )
 def test_bad_masks_are_refused_and_change_nothing(build, masks, error, message):
