@@ -12,7 +12,7 @@ from fullspectrum_ext._files import write_atomically
 from fullspectrum_ext._layers import state_dict_layers
 from fullspectrum_ext.experiments.report import new_figure, png
 from fullspectrum_ext.experiments.state import read_state
-from fullspectrum_ext.masks import MaskSet
+from fullspectrum_ext.masks import FORMAT, MaskSet
 from fullspectrum_ext.spectral import FullSpectrum, full_spectrum
 
 
@@ -84,6 +84,6 @@ def _holds_masks(path: Path) -> bool:
         return False
     try:
         with safetensors.safe_open(path, framework="np") as file:
-            return str((file.metadata() or {}).get("format", "")).startswith("fullspectrum.masks")
+            return FORMAT in (file.metadata() or {})
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path}: not a safetensors file, or cut short ({error})") from error
