@@ -97,18 +97,15 @@ def main() -> None:
 
     rows = []
     grid = itertools.product(options.sizes, options.batches, options.sparsities)
-    print(
-        f"{'out x in':>10} {'batch':>5} {'sparsity':>8} {'pass':>7}  ours ms   dense/ours", end=""
-    )
-    print("  dense/ours  masked/ours  CSR/ours")
+    print("  out x in batch sparsity    pass  ours ms  dense/ours masked/ours  CSR/ours")
     for size, batch, sparsity in grid:
         out_features, in_features = map(int, size.split("x"))
         both = candidates(out_features, in_features, batch, sparsity, options.device)
         for name, calls in zip(("forward", "step"), both, strict=True):
             times = time_interleaved(calls, options.repeats, device=options.device)
             ours, dense, masked, csr = (time.median for time in times.values())
-            print(f"{size:>10} {batch:>5} {sparsity:>8} {name:>7} {ours * 1e3:8.3f}", end="")
-            print(f" {dense / ours:11.1f} {masked / ours:12.1f} {csr / ours:9.1f}", flush=True)
+            print(f"{size:>10} {batch:>5} {sparsity:>8} {name:>7} {ours * 1e3:8.3f}", end=" ")
+            print(f"{dense / ours:11.1f} {masked / ours:11.1f} {csr / ours:9.1f}", flush=True)
             rows.append({
                 "out_features": out_features,
                 "in_features": in_features,

@@ -12,6 +12,8 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from fullspectrum_ext import _checks
+
 Patterns = str | Iterable[str] | None  # of names, see select_names
 PRUNABLE = (nn.Linear, nn.Conv2d)
 
@@ -109,9 +111,7 @@ def model_layers(model: nn.Module) -> dict[str, LayerWeight]:
                 (int(module.out_features), int(module.in_features)),
             )
             continue
-        mask = buffers.get("weight_mask")
-        if mask is None and buffers.get("mask") is not None and hasattr(module, "weight"):
-            mask = buffers["mask"]
+        mask = buffers.get("weight_mask", _own_mask(module))
         if mask is None and not isinstance(module, PRUNABLE):
             continue
         stored = module._parameters.get("weight", module._parameters.get("weight_orig"))
@@ -120,7 +120,7 @@ def model_layers(model: nn.Module) -> dict[str, LayerWeight]:
         if stored is not None and id(stored) in seen:
             continue
         seen.add(id(stored) if stored is not None else id(module))
-        found[name] = _masked(_current_weight(module), mask)
+        found[name] = _masked(name, _current_weight(module), mask)
     return found
 
 
@@ -138,6 +138,10 @@ def state_dict_layers(state: Mapping[str, Tensor]) -> dict[str, LayerWeight]:
 
     Returns:
         Parameter name, as it is in the dense model, to weight and mask.
+
+    Raises:
+        ValueError: If a sparse layer is malformed or does not say how many inputs it has, or a
+            ``weight_mask`` has another shape than its weight.
     """
     found: dict[str, LayerWeight] = {}
     for key, tensor in state.items():
@@ -148,12 +152,16 @@ def state_dict_layers(state: Mapping[str, Tensor]) -> dict[str, LayerWeight]:
             name = join(prefix, "weight")
             found[name] = _sparse_entry(state, prefix)
         elif last == "weight_orig":
-            found[join(prefix, "weight")] = _masked(tensor, state.get(join(prefix, "weight_mask")))
+            name = join(prefix, "weight")
+            found[name] = _masked(name, tensor, state.get(join(prefix, "weight_mask")))
         elif last == "original" and prefix.endswith("parametrizations.weight"):
             layer = prefix.removesuffix("parametrizations.weight").rstrip(".")
-            found[join(layer, "weight")] = _masked(tensor, state.get(f"{prefix}.0.mask"))
+            name = join(layer, "weight")
+            found[name] = _masked(name, tensor, state.get(f"{prefix}.0.mask"))
         elif last == "weight" and tensor.dim() in {2, 4} and tensor.is_floating_point():
-            found[key] = _masked(tensor, state.get(join(prefix, "mask")))
+            mask = state.get(join(prefix, "mask"))
+            is_own = mask is not None and mask.shape == tensor.shape
+            found[key] = _masked(key, tensor, mask if is_own else None)
     return found
 
 
@@ -174,18 +182,18 @@ def prunable_weights(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """
     seen: set[int] = set()
     for prefix, module in model.named_modules():
-        if not isinstance(module, PRUNABLE):
-            continue
         name = join(prefix, "weight")
+        is_sparse = "crow_indices" in module._buffers
+        if not is_sparse and not isinstance(module, PRUNABLE):
+            continue
         weight = module._parameters.get("weight")
         if weight is not None and nn.parameter.is_lazy(weight):
             raise ValueError(f"model: {name} is not initialised yet; run one batch through it")
-        if weight is None or "mask" in module._buffers:
+        if weight is None or is_sparse or _own_mask(module) is not None:
             raise ValueError(
-                f"model: {name} is parametrized or already under a mask, and pruning it would not "
-                "act on the weight that is used; make it a plain parameter first "
-                "(torch.nn.utils.prune.remove, torch.nn.utils.parametrize.remove_parametrizations, "
-                "fullspectrum_ext.densify)"
+                f"model: {name} is parametrized, sparse or already under a mask, but only a plain "
+                "parameter can be pruned; make it one first (torch.nn.utils.prune.remove, "
+                "torch.nn.utils.parametrize.remove_parametrizations, fullspectrum_ext.densify)"
             )
         if id(weight) in seen:
             continue
@@ -197,19 +205,42 @@ def prunable_weights(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
         yield name, weight
 
 
+def _own_mask(module: nn.Module) -> Tensor | None:
+    """Return the buffer ``mask`` where it is one of the weight: of its shape, that is."""
+    mask, weight = module._buffers.get("mask"), module._parameters.get("weight")
+    if mask is None or weight is None or mask.shape != weight.shape:
+        return None
+    return mask
+
+
 def _current_weight(module: nn.Module) -> Tensor:
-    """Return the weight that the module computes with, free of stale caches."""
+    """Return the weight that the module computes with, and leave the module as it is."""
     original = module._parameters.get("weight_orig")
-    if original is not None:  # torch.nn.utils.prune refreshes `weight` only in forward
-        return original.detach()
-    with torch.no_grad():
+    if original is not None and "weight_mask" in module._buffers:
+        return original.detach()  # torch.nn.utils.prune refreshes `weight` only in forward
+    if not nn.utils.parametrize.is_parametrized(module, "weight"):
         return cast(Tensor, module.weight).detach()
+    # In training mode a parametrization may change its state when it is read (spectral_norm does).
+    parts = list(cast(nn.ModuleDict, module.parametrizations)["weight"].modules())
+    modes = [part.training for part in parts]
+    for part in parts:
+        part.training = False
+    with torch.no_grad():
+        weight = cast(Tensor, module.weight).detach()
+    for part, mode in zip(parts, modes, strict=True):
+        part.training = mode
+    return weight
 
 
-def _masked(weight: Tensor, mask: Tensor | None) -> LayerWeight:
+def _masked(name: str, weight: Tensor, mask: Tensor | None) -> LayerWeight:
     weight = weight.detach()
     if mask is None:
         return LayerWeight(weight, weight != 0)
+    if mask.shape != weight.shape:
+        raise ValueError(
+            f"{name}: expected a mask of the weight's shape {tuple(weight.shape)}, "
+            f"got {tuple(mask.shape)}"
+        )
     mask = mask.detach() != 0
     return LayerWeight(weight.masked_fill(~mask, 0), mask)
 
@@ -237,4 +268,8 @@ def _sparse_entry(state: Mapping[str, Tensor], prefix: str) -> LayerWeight:
         state[join(prefix, field)] for field in ("crow_indices", "col_indices", "values")
     )
     shape = (crow_indices.numel() - 1, int(state[join(prefix, "in_features")]))
+    try:
+        _checks.check_csr(crow_indices, col_indices, shape, values, validate=True)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"state: {prefix}: {error}") from error
     return _from_csr(crow_indices, col_indices, values.detach(), shape)

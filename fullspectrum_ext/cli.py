@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -22,6 +23,7 @@ from fullspectrum_ext.experiments.models import MODELS
 from fullspectrum_ext.experiments.progress import TrainingProgress
 from fullspectrum_ext.experiments.pruning import prune_by_name
 from fullspectrum_ext.experiments.report import draw_figure, results_table
+from fullspectrum_ext.experiments.scoring import draw_spectra, score_file
 from fullspectrum_ext.experiments.suite import train as run_job
 from fullspectrum_ext.pruning import methods
 
@@ -135,7 +137,7 @@ def train(
     Without arguments: digits, an MLP at 95 % sparsity, PAGS over SNIP beside SNIP and ERK, three
     seeds. After an interruption the same command goes on where it was, to the same results bit for
     bit; when all is done it shows the results again.
-    """
+    """  # noqa: DOC501 (the help is for people)
     settings = load_config(config, **_split_lists(flags)).resolved()
     if show:
         print(to_toml(dataclasses.asdict(settings)), end="")
@@ -143,13 +145,60 @@ def train(
     folder = RunFolder(out / (name or f"{settings.data}-{settings.model}-{settings.digest()}"))
     console = Console()
     console.print(f"Run folder: {escape(str(folder.path))}", soft_wrap=True)
-    results = run_job(settings, folder, fresh=fresh, progress=TrainingProgress(console))
+    try:
+        results = run_job(settings, folder, fresh=fresh, progress=TrainingProgress(console))
+    except KeyboardInterrupt:
+        console.print("Interrupted; the same command goes on from here.")
+        raise typer.Exit(130) from None
     console.print(results_table(results))
     if not folder.figure.is_file():
         try:
             draw_figure(folder)
         except MissingExtraError as error:
-            console.print(f"No figure: {error}", markup=False, soft_wrap=True)
+            console.print(f"No {error}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def score(
+    files: Annotated[
+        list[Path],
+        typer.Argument(metavar="FILE...", help="Checkpoints (.pt, .pth, .safetensors) or masks."),
+    ],
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with every figure.")] = False,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", help="Draw σ1, σ2 and the Ramanujan bound to this PNG."),
+    ] = None,
+    flavor: Annotated[
+        str, typer.Option("--flavor", help="Whose definition: neurips or iclr.")
+    ] = "neurips",
+    include: Annotated[
+        list[str] | None, typer.Option("--include", help="Only layers that match a glob pattern.")
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option("--exclude", help="Leave out layers that match one.")
+    ] = None,
+) -> None:
+    """Show the full-spectrum coordinate of checkpoints, layer by layer.
+
+    Files are read as data: no code in them is run. A weight that is zero counts as pruned.
+    """
+    spectra = {
+        str(file): score_file(file, flavor=flavor, include=include or None, exclude=exclude or None)
+        for file in files
+    }
+    if as_json:
+        print(
+            json.dumps({file: spectrum.to_dict() for file, spectrum in spectra.items()}, indent=2)
+        )
+    else:
+        console = Console()
+        for file, spectrum in spectra.items():
+            console.print(escape(file), style="bold", soft_wrap=True)
+            console.print(spectrum.table())
+    if plot is not None:
+        draw_spectra(spectra, plot)
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from fullspectrum_ext._files import write_atomically
 from fullspectrum_ext._layers import model_layers, state_dict_layers
 
-_FORMAT = "fullspectrum.masks.1"
+FORMAT = "fullspectrum.masks.1"  # the metadata entry that marks a file of masks
 
 
 class MaskSet(Mapping[str, Tensor]):
@@ -49,7 +50,7 @@ class MaskSet(Mapping[str, Tensor]):
             )
         if not mapping:
             raise ValueError("masks: expected at least one mask, got none")
-        self._masks = {name: _as_bool(name, mask) for name, mask in mapping.items()}
+        self._masks = {name: as_mask(name, mask) for name, mask in mapping.items()}
         self.meta: dict[str, Any] = dict(meta or {})
 
     def __getitem__(self, name: str) -> Tensor:
@@ -160,11 +161,9 @@ class MaskSet(Mapping[str, Tensor]):
         Args:
             path: The file to write; an existing one is replaced only when the new one is complete.
         """
-        header = {
-            "format": _FORMAT,
-            "shapes": json.dumps([[name, list(mask.shape)] for name, mask in self.items()]),
-            "meta": json.dumps(self.meta),
-        }
+        # One entry: safetensors writes several in an order that changes from run to run.
+        shapes = [[name, list(mask.shape)] for name, mask in self.items()]
+        header = {FORMAT: json.dumps({"shapes": shapes, "meta": self.meta})}
         # Numbered, so that a parameter may have any name.
         bits = {str(i): _packed(mask) for i, mask in enumerate(self.values())}
         write_atomically(Path(path), safetensors.numpy.save(bits, metadata=header))
@@ -185,18 +184,21 @@ class MaskSet(Mapping[str, Tensor]):
         Path(path).stat()  # FileNotFoundError in the system's own words
         try:
             with safetensors.safe_open(os.fspath(path), framework="np") as file:
-                header = file.metadata() or {}
-                if header.get("format") != _FORMAT:
-                    raise ValueError(f"its metadata names the format {header.get('format')!r}")
-                shapes = json.loads(header["shapes"])
+                header = json.loads((file.metadata() or {})[FORMAT])
                 masks = {
                     name: _unpacked(file.get_tensor(str(i)), shape)
-                    for i, (name, shape) in enumerate(shapes)
+                    for i, (name, shape) in enumerate(header["shapes"])
                 }
-                return MaskSet(masks, meta=json.loads(header["meta"]))
-        except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+                return MaskSet(masks, meta=header["meta"])
+        except (
+            safetensors.SafetensorError,
+            KeyError,
+            TypeError,
+            ValueError,
+            RecursionError,
+        ) as error:
             raise ValueError(
-                f"{os.fspath(path)}: expected masks written by MaskSet.save ({_FORMAT}), got a "
+                f"{os.fspath(path)}: expected masks written by MaskSet.save ({FORMAT}), got a "
                 f"damaged or foreign file: {error}"
             ) from error
 
@@ -221,7 +223,8 @@ class MaskSet(Mapping[str, Tensor]):
 
         Example:
             >>> layer = nn.Linear(4, 2)
-            >>> _ = torch.nn.utils.prune.l1_unstructured(layer, "weight", amount=6)
+            >>> from torch.nn.utils import prune
+            >>> _ = prune.l1_unstructured(layer, "weight", amount=6)
             >>> MaskSet.from_model(layer)
             MaskSet(1 layer, 2 of 8 weights kept, sparsity 0.7500)
         """
@@ -252,7 +255,20 @@ class MaskSet(Mapping[str, Tensor]):
         return MaskSet({name: layer.mask for name, layer in layers.items()})
 
 
-def _as_bool(name: object, mask: object) -> Tensor:
+def as_mask(name: object, mask: object) -> Tensor:
+    """Return a bool copy of zeros and ones of any dtype; refuse anything else by its name.
+
+    Args:
+        name: The parameter's name, for the message.
+        mask: The zeros and ones.
+
+    Returns:
+        The mask, bool, contiguous.
+
+    Raises:
+        TypeError: If ``mask`` is not a tensor, or ``name`` not a string.
+        ValueError: If another value than 0 and 1 is in it.
+    """
     if not isinstance(name, str):
         raise TypeError(f"masks: expected parameter names, got {name!r}")
     if not isinstance(mask, Tensor):
@@ -273,7 +289,7 @@ def _packed(mask: Tensor) -> np.ndarray:
 
 
 def _unpacked(bits: np.ndarray, shape: list[int]) -> Tensor:
-    numel = int(np.prod(shape, dtype=np.int64))
-    if bits.dtype != np.uint8 or bits.shape != (-(-numel // 8),):
+    numel = math.prod(shape)
+    if min(shape, default=0) < 0 or bits.dtype != np.uint8 or bits.shape != (-(-numel // 8),):
         raise ValueError(f"{bits.size} bytes of {bits.dtype} for a mask of shape {shape}")
     return torch.from_numpy(np.unpackbits(bits, count=numel).reshape(shape).astype(bool))

@@ -1,3 +1,4 @@
+import json
 import os
 import re
 import signal
@@ -92,6 +93,65 @@ def test_other_errors_keep_their_traceback(monkeypatch):
     result = CliRunner().invoke(app, ["train"])
 
     assert isinstance(result.exception, ZeroDivisionError)
+
+
+def test_train_ends_with_one_table_and_a_figure(tmp_path):
+    command = ["train", "--seeds", "0,1", "--epochs", 2, "--candidates", 3]
+    command += ["--out", tmp_path, "--name", "x"]
+
+    text = run(*command)
+
+    for words in ("pags:snip", "snip", "erk", "0.9500", "2510 / 50200", "2 seeds", "seed 1: test"):
+        assert words in text
+    files = {file.name for file in (tmp_path / "x").iterdir()}
+    assert files - {".lock"} == {
+        *("config.toml", "records.jsonl", "results.json", "figure.png", "checkpoints", "masks")
+    }
+    again = run(*command)
+    assert "seed 1: test" not in again
+    assert "pags:snip" in again
+    meta = MaskSet.load(tmp_path / "x" / "masks" / "pags-snip-0.safetensors").meta
+    assert meta["options"] == {"base": "snip", "candidates": 3}
+
+
+def test_train_without_matplotlib_ends_with_a_line_on_how_to_get_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+
+    text = run("train", "--methods", "erk", "--seeds", 0, "--epochs", 1, "--out", tmp_path)
+
+    assert "No figure: matplotlib is needed" in text
+    assert "fullspectrum-ext[plots]" in text
+
+
+def test_pags_has_no_smaller_norm_than_its_base(tmp_path):
+    bases = ["snip", "erk", "random"]
+    methods = [name for base in bases for name in (f"pags:{base}", base)]
+    for model in ("mlp", "convnet"):
+        command = ["train", "--model", model, "--methods", ",".join(methods), "--seeds", 0]
+        run(*command, "--epochs", 1, "--candidates", 5, "--out", tmp_path, "--name", model)
+        results = json.loads((tmp_path / model / "results.json").read_text())
+        norms = {figures["method"]: figures["norm_before"] for figures in results["runs"]}
+        assert all(norms[f"pags:{base}"] >= norms[base] for base in bases)
+        assert any(norms[f"pags:{base}"] > norms[base] for base in bases)
+
+
+def test_score_shows_a_table_json_and_a_plot(tmp_path):
+    file = tmp_path / "m.pt"
+    torch.save({"a.weight": torch.eye(6), "b.weight": torch.ones(4, 6)}, file)
+
+    text = run("score", file, "--plot", tmp_path / "p.png")
+    both = json.loads(CliRunner().invoke(app, ["score", str(file), "--json"]).stdout)
+    one = run("score", file, "--exclude", "a", "--flavor", "iclr")
+
+    assert "a.weight" in text
+    assert "b.weight" in text
+    layer = both[str(file)]["layers"]["b.weight"]
+    assert layer["sigma1"] == pytest.approx(24**0.5)  # K_{4,6}
+    assert both[str(file)]["layers"]["a.weight"]["ramanujan_gap"] is None  # degree 1
+    assert "a.weight" not in one
+    assert "iclr" in one
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+    assert "flavor: expected 'neurips' or 'iclr'" in run("score", file, "--flavor", "x", code=2)
 
 
 def test_prune_writes_masks_and_shows_them(tmp_path):

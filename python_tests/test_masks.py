@@ -8,10 +8,11 @@ import safetensors.torch
 import torch
 from rich.console import Console
 from torch import nn
-from torch.nn.utils import parametrize, prune
+from torch.nn.utils import parametrizations, parametrize, prune
 
+import fullspectrum_ext as fs
 from fullspectrum_ext import _files
-from fullspectrum_ext.masks import MaskSet
+from fullspectrum_ext.masks import FORMAT, MaskSet
 
 
 @pytest.fixture
@@ -142,6 +143,9 @@ def test_save_and_load(masks, tmp_path):
     assert loaded.digest() == masks.digest()
     assert path.stat().st_size < masks.numel // 8 + 1000
     assert os.listdir(tmp_path) == ["masks.safetensors"]
+    content = path.read_bytes()
+    loaded.save(path)
+    assert path.read_bytes() == content
 
 
 def test_an_interrupted_save_leaves_the_old_file(masks, tmp_path, monkeypatch):
@@ -174,11 +178,16 @@ def damaged_files(masks, path):
     yield b"\xff" * 64
     yield pickle.dumps(Hostile())
     yield safetensors.torch.save({"0": torch.ones(2)})
-    yield safetensors.torch.save({"1": torch.ones(2)}, metadata={"format": "fullspectrum.masks.1"})
-    header = {"format": "fullspectrum.masks.1", "meta": "{}"}
-    for shapes in ('[["a", [9]]]', '[["a", [-1]]]', '[["a", "b"]]', "[]", "{", "7", '[["a"]]'):
-        bits = {"0": torch.zeros(1, dtype=torch.uint8)}
-        yield safetensors.torch.save(bits, metadata={**header, "shapes": shapes})
+    one = {"0": torch.zeros(1, dtype=torch.uint8)}
+    meta = '"meta": {}'
+    yield safetensors.torch.save(
+        {"1": torch.ones(2)}, metadata={FORMAT: f'{{"shapes": [], {meta}}}'}
+    )
+    wrong = ['[["a", [9]]]', '[["a", [-1]]]', '[["a", [2.5]]]', '[["a", "b"]]', '[["a"]]']
+    for shapes in [*wrong, "[]", "7", "{", "[" * 99999]:
+        yield safetensors.torch.save(
+            one, metadata={FORMAT: f'{{"shapes": {shapes}, "meta": {{}}}}'}
+        )
 
 
 def test_damaged_and_foreign_files_are_refused_by_name(masks, tmp_path):
@@ -241,42 +250,48 @@ def test_from_a_parametrized_model(model, masks):
         assert torch.equal(found["3.weight"], masks["3.weight"])
 
 
-class Masked(nn.Linear):
-    """What a masked layer of this package looks like from outside."""
-
-    def __init__(self, mask):
-        super().__init__(mask.shape[1], mask.shape[0])
-        self.register_buffer("mask", mask)
-
-
-class Sparse(nn.Module):
-    """What a sparse layer of this package looks like from outside."""
-
-    def __init__(self, mask):
-        super().__init__()
-        self.out_features, self.in_features = mask.shape
-        col_indices = mask.nonzero()[:, 1].int()
-        crow_indices = torch.cat([torch.zeros(1), mask.sum(1).cumsum(0)]).int()
-        self.values = nn.Parameter(torch.zeros(len(col_indices)))
-        self.register_buffer("crow_indices", crow_indices)
-        self.register_buffer("col_indices", col_indices)
+@pytest.mark.parametrize("backend", ["sparse", "masked"])
+def test_from_the_layers_of_this_package(backend):
+    model = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 2))
+    masks = MaskSet({"0.weight": torch.rand(4, 5) < 0.5, "2.weight": torch.rand(2, 4) < 0.5})
+    model = fs.sparsify(model, masks, backend=backend)
+    with torch.no_grad():  # a stored weight that is zero is there all the same
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert MaskSet.from_model(model) == masks
 
 
-@pytest.mark.parametrize("kind", [Masked, Sparse])
-def test_from_layers_of_this_package(kind):
-    mask = torch.tensor([[1, 0, 0, 1], [0, 0, 0, 0], [0, 1, 0, 0]], dtype=torch.bool)
-    masks = MaskSet.from_model(nn.Sequential(kind(mask), nn.ReLU()))
-    assert list(masks) == ["0.weight"]
-    assert torch.equal(masks["0.weight"], mask)
+def sparse_state(mask):
+    return fs.sparsify(nn.Sequential(nn.Linear(*mask.T.shape)), {"0.weight": mask}).state_dict()
 
 
 def test_from_the_state_dict_of_a_sparse_layer():
     mask = torch.tensor([[1, 0, 0, 1, 0], [0, 1, 0, 0, 0]], dtype=torch.bool)
-    state = nn.Sequential(Sparse(mask)).state_dict()
+    state = sparse_state(mask)
+    state.pop("0.in_features", None)
     with pytest.raises(ValueError, match="sparse layer '0' does not say how many inputs it has"):
         MaskSet.from_state_dict(state)
     state["0.in_features"] = torch.tensor(5)
     assert torch.equal(MaskSet.from_state_dict(state)["0.weight"], mask)
+    state["0.in_features"] = torch.tensor(3)  # fewer than the largest index asks for
+    with pytest.raises(ValueError, match=r"state: 0: col_indices: expected values in \[0, 3\)"):
+        MaskSet.from_state_dict(state)
+
+
+def test_a_mask_that_is_not_the_weights(model):
+    model[3].register_buffer("mask", torch.ones(7))  # a causal mask, say
+    assert MaskSet.from_model(model)["3.weight"].all()
+    assert MaskSet.from_state_dict(model.state_dict())["3.weight"].all()
+    with pytest.raises(ValueError, match=r"fc.weight: expected a mask of the weight's shape"):
+        MaskSet.from_state_dict({"fc.weight_orig": torch.ones(2), "fc.weight_mask": torch.ones(3)})
+
+
+def test_reading_a_parametrized_model_leaves_it_alone():
+    layer = parametrizations.spectral_norm(nn.Linear(6, 5))
+    before = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+    MaskSet.from_model(layer)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in layer.state_dict().items())
+    assert all(module.training for module in layer.modules())
 
 
 def test_a_shared_parameter_is_named_once(model):

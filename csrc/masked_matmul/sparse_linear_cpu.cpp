@@ -77,8 +77,8 @@ constexpr int64_t kRowBlock = 128;
 // The cost of a row apart from its nonzeros (turning it to row-major), in nonzeros.
 constexpr int64_t kRowCost = 8;
 
-// Below this many multiplications a second thread costs more than it saves.
-constexpr int64_t kWorthThreads = int64_t{1} << 16;
+// Below this many multiplications (some 10 us) a second thread costs more than it saves.
+constexpr int64_t kWorthThreads = int64_t{1} << 18;
 
 // Cuts the rows into `parts` ranges of about equal cost: parts + 1 boundaries.
 template <typename index_t>
@@ -129,13 +129,11 @@ void check_indices(
   }
   STD_TORCH_CHECK(!falls, op, ": crow_indices must rise from 0 to nnz = ", size.nnz);
   const int64_t last = std::min(size.in - 1, int64_t{std::numeric_limits<index_t>::max()});
-  STD_TORCH_CHECK(
-      kernels.inside(col, size.nnz, static_cast<index_t>(last)),
-      op,
-      ": col_indices must lie in [0, ",
-      size.in,
-      ")"
-  );
+  if (!kernels.inside(col, size.nnz, static_cast<index_t>(last))) {
+    const index_t* wrong =
+        std::find_if(col, col + size.nnz, [&](index_t c) { return c < 0 || c > last; });
+    STD_TORCH_CHECK(false, op, ": col_indices must lie in [0, ", size.in, "), got ", *wrong);
+  }
 }
 
 // y = x W^T + bias. Each panel's output rows are cut into chunks of equal cost; a thread takes a

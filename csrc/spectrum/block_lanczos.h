@@ -57,7 +57,9 @@ class BlockLanczos {
       if (!finished && !full && right_count_ < next_check) {
         continue;
       }
-      svd_.run(team_, projected_, left_count_, right_count_);
+      svd_.run(
+          team_, projected_, left_count_, right_count_, size_.complete() ? size_.k : size_.kept
+      );
       if (finished || restarts == kMaxRestarts || converged(tol)) {
         break;
       }
@@ -158,14 +160,20 @@ class BlockLanczos {
     project_out(basis, count, length, block, width, coordinates, stride);
     for (int64_t t = 0; t < width && count + found < length; ++t) {
       double* vector = block + t * length;
+      double* along = coordinates + t * stride;
       double norm = team_norm(vector, length);
-      // Once more, vector by vector, and again while most of a vector goes (Kahan, Parlett).
+      // Against the vectors before it in the block; against the whole basis again only if, and as
+      // long as, more than half of the vector goes (Kahan, Parlett: twice is enough).
+      bool enough = norm > 0.5 * std::sqrt(norm * norm + square_norm(along, count));
       constexpr int kMaxPasses = 5;
       for (int pass = 0; pass < kMaxPasses && norm > noise_level; ++pass) {
         const double before = norm;
-        project_out(basis, count + found, length, vector, 1, coordinates + t * stride, stride);
+        const int64_t first = enough ? count : 0;
+        const int64_t others = count + found - first;
+        project_out(basis + first * length, others, length, vector, 1, along + first, stride);
         norm = team_norm(vector, length);
-        if (norm > 0.5 * before) {
+        enough = norm > 0.5 * before;
+        if (enough) {
           break;
         }
       }
@@ -177,7 +185,7 @@ class BlockLanczos {
         target[i] = vector[i] / norm;
       }
       if (team_.rank() == 0) {
-        coordinates[t * stride + count + found] = norm;
+        along[count + found] = norm;
       }
       team_.sync();
       ++found;
@@ -200,14 +208,14 @@ class BlockLanczos {
       const int64_t t = job % width;
       const double dot = team_.dot(basis + i * length, block + t * length, length);
       if (team_.lane() == 0) {
-        product_[t * size_.stride() + i] = dot;
+        product_[t * size_.stride() + i] = -dot;
         coordinates[t * stride + i] += dot;
       }
     }
     team_.sync();
     for (int64_t t = 0; t < width; ++t) {
       const double* weight = product_ + t * size_.stride();
-      team_.subtract_combination(basis, count, length, weight, block + t * length);
+      team_.add_combination(basis, length, count, length, weight, block + t * length);
     }
     team_.sync();
   }
@@ -367,9 +375,9 @@ class BlockLanczos {
       double* out
   ) {
     fill_zero(out, length);
-    team_.subtract_combination(basis, count, length, weight, out);
+    team_.add_combination(basis, length, count, length, weight, out);
     for (int64_t i = team_.rank(); i < length; i += team_.size()) {
-      out[i] /= -divisor;
+      out[i] /= divisor;
     }
     team_.sync();
   }

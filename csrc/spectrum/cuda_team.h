@@ -47,16 +47,21 @@ class CudaTeam {
     return sum;
   }
 
-  // y -= sum_i weight_i basis_i; a thread owns every size()-th element of y.
-  __device__ void subtract_combination(
-      const double* basis, int64_t count, int64_t length, const double* weight, double* y
+  // y += sum_i weight_i basis_i; a thread owns every size()-th element of y.
+  __device__ void add_combination(
+      const double* basis,  // [count, stride], of which length are used
+      int64_t stride,
+      int64_t count,
+      int64_t length,
+      const double* weight,  // [count]
+      double* y              // [length]
   ) const {
     for (int64_t e = rank(); e < length; e += size()) {
       double sum = 0;
       for (int64_t i = 0; i < count; ++i) {
-        sum += weight[i] * basis[i * length + e];
+        sum += weight[i] * basis[i * stride + e];
       }
-      y[e] -= sum;
+      y[e] += sum;
     }
   }
 

@@ -34,22 +34,29 @@ class SerialTeam {
     return ((sum[0] + sum[4]) + (sum[1] + sum[5])) + ((sum[2] + sum[6]) + (sum[3] + sum[7])) + rest;
   }
 
-  // y -= sum_i weight_i basis_i
-  void subtract_combination(
-      const double* basis, int64_t count, int64_t length, const double* weight, double* y
+  // y += sum_i weight_i basis_i, four at a time.
+  void add_combination(
+      const double* basis,  // [count, stride], of which length are used
+      int64_t stride,
+      int64_t count,
+      int64_t length,
+      const double* weight,  // [count]
+      double* y              // [length]
   ) const {
     int64_t i = 0;
     for (; i + 4 <= count; i += 4) {
-      const double* b = basis + i * length;
+      const double* b0 = basis + i * stride;
+      const double* b1 = b0 + stride;
+      const double* b2 = b1 + stride;
+      const double* b3 = b2 + stride;
       const double w0 = weight[i], w1 = weight[i + 1], w2 = weight[i + 2], w3 = weight[i + 3];
       for (int64_t e = 0; e < length; ++e) {
-        y[e] -=
-            (w0 * b[e] + w1 * b[length + e]) + (w2 * b[2 * length + e] + w3 * b[3 * length + e]);
+        y[e] += (w0 * b0[e] + w1 * b1[e]) + (w2 * b2[e] + w3 * b3[e]);
       }
     }
     for (; i < count; ++i) {
       for (int64_t e = 0; e < length; ++e) {
-        y[e] -= weight[i] * basis[i * length + e];
+        y[e] += weight[i] * basis[i * stride + e];
       }
     }
   }

@@ -12,6 +12,6 @@ class MissingExtraError(ValueError):
 
     def __init__(self, purpose: str, package: str, extra: str) -> None:
         super().__init__(
-            f"{purpose} needs {package}, which is not installed: "
+            f"{purpose}: {package} is needed, which is not installed: "
             f"pip install 'fullspectrum-ext[{extra}]'"
         )

@@ -51,15 +51,16 @@ def _mlp(shape: Shape, classes: int) -> nn.Module:
 
 def _convnet(shape: Shape, classes: int) -> nn.Module:
     channels, height, width = shape
+    # Means and not maxima: the gradient of torch's maxima is not repeatable on CUDA.
     return _named(
         conv1=nn.Conv2d(channels, 32, 3, padding=1),
         relu1=nn.ReLU(),
         conv2=nn.Conv2d(32, 64, 3, padding=1),
         relu2=nn.ReLU(),
-        pool2=nn.MaxPool2d(2),
+        pool2=nn.AvgPool2d(2),
         conv3=nn.Conv2d(64, 64, 3, padding=1),
         relu3=nn.ReLU(),
-        pool3=nn.MaxPool2d(2),
+        pool3=nn.AvgPool2d(2),
         flatten=nn.Flatten(),
         fc1=nn.Linear(64 * (height // 4) * (width // 4), 100),
         relu4=nn.ReLU(),

@@ -31,12 +31,13 @@ def results_table(results: Figures) -> Table:
         caption=(
             "± is the standard deviation over seeds. Test accuracy is that after the last epoch. "
             "The norm is that of the full-spectrum coordinate, before and after training under the "
-            "same mask; the anchor distance is how far training moved it. Seconds: to prune + train."
+            "same mask; the anchor distance is how far training moved it. Seconds: pruning + "
+            "training."
         ),
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
-        row_styles=["", "dim"],
+        collapse_padding=True,
     )
     table.add_column("method", no_wrap=True)
     for header in (
@@ -111,9 +112,9 @@ def new_figure(columns: int) -> tuple[Any, Any]:
     try:
         from matplotlib.figure import Figure  # not pyplot: no display, no state
     except ImportError as error:
-        raise MissingExtraError("figures", "matplotlib", "plots") from error
+        raise MissingExtraError("figure", "matplotlib", "plots") from error
     figure = Figure(figsize=(6.5 * columns, 4.5), layout="constrained")
-    return figure, figure.subplots(1, columns)
+    return figure, figure.subplots(1, columns, squeeze=False)[0]
 
 
 def png(figure: Any) -> bytes:

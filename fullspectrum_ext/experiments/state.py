@@ -35,10 +35,11 @@ def read_state(path: Path) -> dict[str, Tensor]:
         except safetensors.SafetensorError as error:
             raise ValueError(f"{path}: not a safetensors file, or cut short ({error})") from error
     content = load_tensors(path)
-    state = _tensors(content)
-    for wrapper in _WRAPPERS:
-        if not state and isinstance(content, Mapping):
-            state = _tensors(content.get(wrapper))
+    state: dict[str, Tensor] = {}
+    if isinstance(content, Mapping):
+        # Beside the model a checkpoint may have tensors of its own, so the wrapped come first.
+        candidates = [*(content.get(wrapper) for wrapper in _WRAPPERS), content]
+        state = next(filter(None, map(_tensors, candidates)), {})
     if not state:
         keys = f"the keys {', '.join(map(str, content))}" if isinstance(content, Mapping) else ""
         raise ValueError(

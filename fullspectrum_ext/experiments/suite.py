@@ -147,8 +147,9 @@ class _Job:
             ),
         )
         seconds = time.perf_counter() - start
-        masks.save(self.folder.masks(method, seed))
-        return masks, seconds
+        path = self.folder.masks(method, seed)
+        masks.save(path)
+        return MaskSet.load(path), seconds  # as a resumed run has them, on the CPU
 
     def _load_masks(self, state: dict[str, Any], method: str, seed: int) -> MaskSet:
         path = self.folder.masks(method, seed)

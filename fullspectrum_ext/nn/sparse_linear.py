@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fullspectrum_ext import _checks
@@ -137,6 +138,13 @@ class SparseLinear(nn.Module):
             self.crow_indices, self.col_indices, self.in_features
         )
 
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        """Save the number of columns too: the CSR fields do not tell it."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + "in_features"] = torch.tensor(self.in_features, device="cpu")
+
     def _load_from_state_dict(
         self,
         state_dict: dict[str, Any],
@@ -148,6 +156,11 @@ class SparseLinear(nn.Module):
         error_msgs: list[str],
     ) -> None:
         """Load, taking over the topology of ``state_dict`` with its number of weights."""
+        state_dict = dict(state_dict)
+        columns = int(state_dict.pop(prefix + "in_features", self.in_features))
+        if columns != self.in_features:
+            error_msgs.append(f"{prefix}in_features: expected {self.in_features}, got {columns}")
+            return
         names = [prefix + name for name in (*_TOPOLOGY, "values")]
         if all(name in state_dict for name in names):
             crow_indices, col_indices, values = (state_dict[name] for name in names)

@@ -68,7 +68,7 @@ def prune(
         >>> model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2))
         >>> prune(model, "magnitude", sparsity=0.75)
         MaskSet(2 layers, 10 of 40 weights kept, sparsity 0.7500)
-    """  # noqa: DOC502 (the checks below raise)
+    """
     registered = find_method(method)
     registered.check_options(options)
     density = _resolve_density(sparsity, density)

@@ -59,7 +59,8 @@ def pags(
         context: What to prune, with data where the base method needs it.
         base: The method to sample. With scope ``"base"``, the default, it has its own default.
         candidates: How many to draw. The authors' code takes 2000 to 3000 (and finds about 2000 to
-            be converged for VGG on CIFAR); a hundred gains most of the norm on small networks.
+            be converged for VGG on CIFAR). On scikit-learn's digits, a small network's norm rises
+            by a hundred candidates about six tenths of what it rises by a thousand.
         batches_per_candidate: Batches for a candidate of a method that looks at data. The authors'
             option says 2, which their loop makes 4.
         rule: When a layer is accepted. ``"loose"``: IMDB and :math:`s` do not fall. ``"strict"``:

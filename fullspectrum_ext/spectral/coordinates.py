@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from rich import box
 from rich.table import Table
 
 from fullspectrum_ext.spectral.graph import Flavor
@@ -163,8 +164,14 @@ class FullSpectrum:
 
     def table(self) -> Table:
         """Return a table for people, one line a layer: ``rich.print(spectrum.table())``."""
-        table = Table(title=f"Full spectrum ({self.flavor})", show_footer=True)
-        table.add_column("layer", footer="mean")
+        table = Table(
+            title=f"Full spectrum ({self.flavor})",
+            show_footer=True,
+            box=box.SIMPLE,  # narrow enough for the names of deep layers
+            pad_edge=False,
+            collapse_padding=True,
+        )
+        table.add_column("layer", footer="mean", overflow="fold")
         density = np.mean([layer.density for layer in self.layers.values()])
         headers = ("density", "Δ_R", "λ", "IMDB", "λ_imsg", "norm")
         for header, mean in zip(headers, (density, *self.vector, self.norm()), strict=True):

@@ -70,7 +70,7 @@ def full_spectrum(
         >>> layer = spectrum.layers["fc"]
         >>> round(layer.ramanujan_gap, 4), round(layer.weighted_gap, 4)
         (2.8284, 3.0)
-    """  # noqa: DOC502 (the checks below raise)
+    """
     if flavor not in _FEWEST_TAPS:
         raise ValueError(f"flavor: expected 'neurips' or 'iclr', got {flavor!r}")
     masks, found = _masks_and_weights(source, weights)
@@ -103,6 +103,11 @@ def dense_spectrum(source: Source, weights: Source | None = None, **arguments: A
 
     Returns:
         The spectrum.
+
+    Example:
+        >>> mask = {"fc": torch.eye(9)}
+        >>> dense_spectrum(mask).layers["fc"].ramanujan_gap  # 2 sqrt(9 - 1) - 0
+        5.65685...
     """
     masks, found = _masks_and_weights(source, weights)
     full = MaskSet({name: torch.ones_like(mask) for name, mask in masks.items()})

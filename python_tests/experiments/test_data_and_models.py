@@ -26,7 +26,7 @@ def test_digits_without_scikit_learn_say_how_to_get_it(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "sklearn.datasets", None)
 
     with pytest.raises(
-        ValueError, match=r"the data set digits needs scikit-learn.*fullspectrum-ext\[digits\]"
+        ValueError, match=r"the data set digits: scikit-learn is needed.*fullspectrum-ext\[digits\]"
     ):
         load_data("digits")
 

@@ -47,7 +47,9 @@ def test_what_it_holds():
     nnz = int((dense != 0).sum())
 
     assert {name for name, _ in layer.named_parameters()} == {"values", "bias"}
-    assert set(layer.state_dict()) == {"values", "bias", "crow_indices", "col_indices"}
+    state = layer.state_dict()
+    assert set(state) == {"values", "bias", "crow_indices", "col_indices", "in_features"}
+    assert state["in_features"] == 7
     assert layer.nnz == nnz == layer.values.numel()
     assert f"in_features=7, out_features=5, nnz={nnz}, density={nnz / 35:.4g}" in repr(layer)
 
@@ -122,6 +124,7 @@ def test_a_malformed_state_dict_is_refused_and_changes_nothing():
         ("crow_indices", state["crow_indices"][:-1], "crow_indices: expected rows [+] 1 = 6"),
         ("values", state["values"][:-1], "values: expected one for each of"),
         ("values", "no tensor", "values: expected a torch.Tensor, got str"),
+        ("in_features", torch.tensor(8), "in_features: expected 7, got 8"),
     ]:
         with pytest.raises(RuntimeError, match=message):
             layer.load_state_dict({**state, key: value})

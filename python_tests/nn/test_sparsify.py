@@ -87,6 +87,13 @@ def test_densify_is_the_inverse():
         assert str(back) == str(dense)
 
 
+def test_densify_keeps_a_layer_in_all_its_places():
+    sparse = sparsify(nn.Linear(3, 3), {"weight": torch.eye(3)})
+    model = densify(nn.Sequential(sparse, nn.ReLU(), sparse))
+    assert isinstance(model[0], nn.Linear)
+    assert model[2] is model[0]
+
+
 def test_a_model_that_is_itself_a_layer():
     mask = torch.eye(3, dtype=torch.bool)
     sparse = sparsify(nn.Linear(3, 3), {"weight": mask})
@@ -151,6 +158,10 @@ def pruned():
     return model
 
 
+def sparse():
+    return sparsify(nn.Sequential(nn.Linear(4, 4)), {"0.weight": EYE})
+
+
 def linears():
     return nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
 
@@ -164,9 +175,9 @@ EYE = torch.eye(4)
         (linears, {"2.weight": EYE}, ValueError, "2.weight.*no parameter of this name"),
         (linears, {"0.bias": EYE[0]}, ValueError, "expected the weight of .*got 'bias' of Linear"),
         (linears, {"0.weight": EYE[:3]}, ValueError, r"weight's shape \(4, 4\), got \(3, 4\)"),
-        (linears, {"0.weight": EYE * 0.5}, ValueError, "expected only 0 and 1, got 0.5"),
-        (linears, {"0.weight": EYE - 2 * EYE}, ValueError, "expected only 0 and 1, got -1"),
-        (linears, {"0.weight": EYE * float("nan")}, ValueError, "expected only 0 and 1, got nan"),
+        (linears, {"0.weight": EYE * 0.5}, ValueError, "expected zeros and ones, got 0.5"),
+        (linears, {"0.weight": EYE - 2 * EYE}, ValueError, "expected zeros and ones, got -1"),
+        (linears, {"0.weight": EYE * float("nan")}, ValueError, "expected zeros and ones, got nan"),
         (linears, {"0.weight": EYE * 0}, ValueError, "0.weight.*keeps none of the 16 weights"),
         (linears, {"0.weight": [[1]]}, TypeError, "expected a torch.Tensor, got list"),
         (linears, [EYE], TypeError, "masks: expected a mapping of names to tensors, got list"),
@@ -176,6 +187,7 @@ EYE = torch.eye(4)
         (lambda: nn.LayerNorm(4), {"weight": EYE[0]}, ValueError, "'weight' of LayerNorm"),
         (hooked, {"0.weight": EYE}, ValueError, "its layer has hooks"),
         (pruned, {"0.weight": EYE}, ValueError, r"no parameter.*call its remove\(\) first"),
+        (sparse, {"0.weight": EYE}, ValueError, r"sparse already: call densify\(\) first"),
     ],
 )
 def test_bad_masks_are_refused_and_change_nothing(build, masks, error, message):
@@ -290,7 +302,7 @@ def test_a_dense_state_dict_loads_as_ever():
         ("head.0.bias", None, "missing keys 'head.0.bias'"),
         ("head.0.bias", lambda t: t[:-1], r"expected shape \(32,\) for 'head.0.bias'"),
         ("conv.mask", lambda t: t[:1], r"conv.weight.*shape \(4, 1, 3, 3\), got \(1, 1, 3, 3\)"),
-        ("conv.mask", lambda t: t * 2, "conv.weight.*expected only 0 and 1, got 2"),
+        ("conv.mask", lambda t: t * 2, "conv.weight.*expected zeros and ones, got 2"),
         ("norm.bias", lambda t: None, r"expected shape \(4,\) for 'norm.bias', got NoneType"),
         ("extra", lambda t: torch.ones(1), "unexpected keys 'extra'"),
         ("tail.crow_indices", lambda t: torch.ones(1), "tail.weight.*no parameter of this name"),

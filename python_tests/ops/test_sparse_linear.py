@@ -140,7 +140,7 @@ def test_inputs_need_not_be_contiguous(device):
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
-@pytest.mark.parametrize("batch", [1, 40, 64, 200, 700])
+@pytest.mark.parametrize("batch", [1, 100, 128, 200, 700])
 def test_every_division_of_the_work_gives_the_reference(threads, batch):
     x, values, crow_indices, col_indices, bias, grad = case(150, 90, (batch,), 0.3)
     before = torch.get_num_threads()
@@ -159,6 +159,22 @@ def test_every_division_of_the_work_gives_the_reference(threads, batch):
     torch.testing.assert_close(y, expected, rtol=0, atol=1e-12)
     expected = reference.sparse_linear_grad_values(grad, x, crow_indices, col_indices)
     torch.testing.assert_close(sampled, expected, rtol=0, atol=1e-11)
+
+
+def test_one_long_row_among_empty_ones(device):
+    mask = torch.zeros(200, 150, dtype=torch.bool)
+    mask[77] = True
+    weight = torch.randn(200, 150, dtype=torch.float64)
+    index = ops.csr_from_dense(weight.to(device), mask.to(device))
+    x = torch.randn(70, 150, dtype=torch.float64, device=device)
+    grad = torch.randn(70, 200, dtype=torch.float64, device=device)
+
+    y = ops.sparse_linear(x, index[2], *index[:2], 200)
+    sampled = GRAD_OP(grad, x, *index[:2])
+
+    expected = reference.sparse_linear(x, index[2], *index[:2], 200)
+    torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(sampled, grad[:, 77] @ x, rtol=1e-12, atol=1e-12)
 
 
 def test_results_do_not_depend_on_rows_beside_them():
@@ -329,8 +345,20 @@ def test_a_foreign_transpose_is_refused():
     [
         ("crow_indices", 0, 1, "start at 0 and end at nnz", "crow_indices must rise from 0 to nnz"),
         ("crow_indices", 2, 99, "offsets that never decrease", "crow_indices must rise from 0"),
-        ("col_indices", 0, 6, r"values in \[0, 6\), got 6", r"col_indices must lie in \[0, 6\)"),
-        ("col_indices", 0, -1, r"values in \[0, 6\), got -1", r"col_indices must lie in \[0, 6\)"),
+        (
+            "col_indices",
+            0,
+            6,
+            r"in \[0, 6\), got 6",
+            r"col_indices must lie .*got 6",
+        ),
+        (
+            "col_indices",
+            0,
+            -1,
+            r"in \[0, 6\), got -1",
+            r"col_indices must lie .*got -1",
+        ),
         ("col_indices", 1, 0, "(duplicate|unsorted) columns in row 0", None),
     ],
 )
@@ -415,7 +443,7 @@ for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-4)):
 def test_the_lower_instruction_sets_agree_with_the_reference(isa):
     # Chosen once in a process, so each takes its own. The processor's best one runs in all others.
     environment = {**os.environ, "FULLSPECTRUM_ISA": isa}
-    command = [sys.executable, "-c", AGAINST_REFERENCE]
+    command = [sys.executable, "-P", "-c", AGAINST_REFERENCE]
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
     assert ran.returncode == 0, ran.stderr

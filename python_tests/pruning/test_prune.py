@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils import prune as torch_prune
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
+import fullspectrum_ext as fs
 from fullspectrum_ext.masks import MaskSet
 from fullspectrum_ext.pruning import methods, prune, register_pruner
 from fullspectrum_ext.pruning.base import _METHODS
@@ -246,6 +247,11 @@ def test_a_shared_weight_is_one_weight(method):
     assert masks.nnz == 32
 
 
+def sparsified(backend):
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    return fs.sparsify(model, {"0.weight": torch.ones(3, 3)}, backend=backend)
+
+
 def models_that_cannot_be_pruned():
     pruned = nn.Sequential(nn.Linear(3, 3))
     torch_prune.identity(pruned[0], "weight")
@@ -256,8 +262,12 @@ def models_that_cannot_be_pruned():
     return [
         (nn.Sequential(nn.ReLU(), nn.LayerNorm(3), nn.Embedding(3, 3)), "found none"),
         (nn.Sequential(nn.LazyLinear(3)), "0.weight is not initialised yet"),
-        (pruned, "0.weight is parametrized or already under a mask"),
-        (parametrized, "0.weight is parametrized or already under a mask"),
+        (pruned, "0.weight is parametrized, sparse or already under a mask"),
+        (parametrized, "0.weight is parametrized, sparse or already under a mask"),
+        *[
+            (sparsified(backend), "0.weight is parametrized, sparse or already under a mask")
+            for backend in ("sparse", "masked")
+        ],
         (nn.Sequential(nn.Linear(3, 3, device="meta")), "0.weight is on the meta device"),
         (broken, "0.weight holds NaN or infinite values"),
     ]
