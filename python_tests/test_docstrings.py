@@ -25,7 +25,7 @@ def test_examples_run(name):
 # What users call; types and registries of names need no example.
 PUBLIC = [
     (owner.__name__, name, getattr(owner, name))
-    for owner in (fs, fs.ops, fs.nn, fs.pruning, fs.spectral)
+    for owner in (fs, fs.ops, fs.nn, fs.pruning, fs.spectral, fs.spectral.ramanujan)
     for name in dir(owner)
     if not name.startswith("_")
     and (inspect.isfunction(getattr(owner, name)) or inspect.isclass(getattr(owner, name)))
