@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -128,6 +129,14 @@ def test_biregular_draws_again_until_the_bound_is_met():
     assert torch.equal(draw(met, 20).mask, firsts[met].mask)
 
 
+def test_a_draw_whose_doubles_remain_is_drawn_again(monkeypatch):
+    module = sys.modules[biregular_random.__module__]
+    monkeypatch.setattr(module, "_ROUNDS", 1)  # only draws without any doubles are taken then
+    for seed in range(20):
+        found = biregular_random(4, 4, degree=2, generator=seeded(seed), tries=1)
+        assert degrees(found.mask) == (2, 2, 2, 2)
+
+
 def test_biregular_takes_the_best_of_its_draws():
     # 1.5 edges a node: never below the bound, so that all draws are made
     gaps = [
@@ -146,7 +155,8 @@ def test_complete_mask():
 
 
 @pytest.mark.parametrize(
-    ("q", "block_rows", "block_cols", "gap"), [(23, 5, 23, 1.895), (11, 11, 11, 3.008)]
+    ("q", "block_rows", "block_cols", "gap"),
+    [(23, 5, 23, 1.895), (11, 11, 11, 3.008), (7, 7, 3, 1.218)],
 )
 def test_array_code_is_exact(q, block_rows, block_cols, gap):
     found = array_code(q, block_rows, block_cols)
