@@ -1,5 +1,6 @@
 """The full-spectrum view: what a layer's graph and its weights say about a sparse network."""
 
+from fullspectrum_ext.spectral import ramanujan
 from fullspectrum_ext.spectral.coordinates import FullSpectrum, LayerSpectrum, SubgraphSpectrum
 from fullspectrum_ext.spectral.correlation import (
     Correlation,
