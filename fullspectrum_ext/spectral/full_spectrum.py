@@ -13,7 +13,7 @@ from fullspectrum_ext.ops.regular_subgraphs import RegularSubgraph, regular_subg
 from fullspectrum_ext.ops.singular_values import singular_values, subgraph_singular_values
 from fullspectrum_ext.spectral.bounds import cheeger_factor, delta_r, delta_s, narc
 from fullspectrum_ext.spectral.coordinates import FullSpectrum, LayerSpectrum, SubgraphSpectrum
-from fullspectrum_ext.spectral.graph import Flavor, LayerGraph, is_valid, layer_graph
+from fullspectrum_ext.spectral.graph import Flavor, LayerGraph, is_valid, kept_values, layer_graph
 
 Source = nn.Module | Mapping[str, Tensor]
 _FEWEST_TAPS = {"neurips": 2, "iclr": 3}
@@ -270,7 +270,7 @@ def _edge_weights(name: str, mask: Tensor, weights: Mapping[str, Tensor]) -> Ten
             f"weights[{name!r}]: expected the mask's shape {tuple(mask.shape)}, "
             f"got {tuple(weight.shape)}"
         )
-    values = weight.detach().to(mask.device)[mask].abs()
+    values = kept_values(weight, mask)
     if not bool(values.isfinite().all()):
         raise ValueError(f"weights[{name!r}]: expected finite weights, got NaN or infinity")
     return values
