@@ -1,7 +1,9 @@
 """The full-spectrum coordinate of checkpoints in files, as ``fullspectrum score`` shows it."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -9,44 +11,164 @@ import safetensors
 from torch import Tensor
 
 from fullspectrum_ext._files import write_atomically
-from fullspectrum_ext._layers import state_dict_layers
+from fullspectrum_ext._layers import Patterns, StoredLayer, read_layer, select_names, stored_layers
+from fullspectrum_ext.checkpoints import Checkpoint, open_checkpoint
 from fullspectrum_ext.experiments.report import new_figure, png
-from fullspectrum_ext.experiments.state import read_state
 from fullspectrum_ext.masks import MaskSet
-from fullspectrum_ext.spectral import FullSpectrum, full_spectrum
+from fullspectrum_ext.patterns import mask_pattern
+from fullspectrum_ext.spectral import FullSpectrum, LayerSpectrum, full_spectrum
+
+EMBEDDINGS = ("*embed*", "wte", "wpe", "shared", "lm_head", "word_emb*", "tok_emb*", "pos_emb*")
+"""Last part of the names of layers that are no layers of a bipartite network, or tied to one."""
+_BATCH = 2**20  # weights scored at once at least, so that small layers share the threads
+Advance = Callable[[int, int], None]  # weights done, weights in all
 
 
-def score_file(path: Path, **arguments: Any) -> FullSpectrum:
-    """Place the network in a file in the full-spectrum view.
+@dataclass(frozen=True)
+class FileScore:
+    """What a file scores.
+
+    Attributes:
+        spectrum: The coordinate of its network.
+        patterns: Layer to the pattern of its mask, see :func:`fullspectrum_ext.patterns.mask_pattern`.
+    """
+
+    spectrum: FullSpectrum
+    patterns: Mapping[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as values that JSON can hold; what is undefined is None."""
+        found = self.spectrum.to_dict()
+        for name, layer in found["layers"].items():
+            layer["pattern"] = self.patterns[name]
+        return found
+
+
+def score_file(
+    path: Path,
+    *,
+    include: Patterns = None,
+    exclude: Patterns = None,
+    skip_dense: bool = False,
+    advance: Advance | None = None,
+    **arguments: Any,
+) -> FileScore:
+    """Place the network in a file in the full-spectrum view, reading one layer after the other.
+
+    Memory follows the largest layer, not the file: layers are read, scored and dropped one by one
+    (small ones a million weights at a time).
 
     Args:
         path: Masks that :meth:`fullspectrum_ext.MaskSet.save` wrote (there are no weights then, and
-            the weighted coordinates are undefined), or a checkpoint as :func:`read_state` takes it.
-            A weight that is zero counts as pruned, unless a mask says otherwise.
-        **arguments: Keywords of :func:`fullspectrum_ext.full_spectrum`.
+            the weighted coordinates are undefined), or a checkpoint as
+            :func:`fullspectrum_ext.checkpoints.open_checkpoint` opens it. A weight that is zero
+            counts as pruned, unless a mask says otherwise.
+        include: Patterns as of :func:`full_spectrum`. By default all layers but those that
+            :data:`EMBEDDINGS` names.
+        exclude: Patterns of layers to leave out.
+        skip_dense: Whether to leave out layers of which nothing is pruned.
+        advance: Called with the weights done and the weights in all.
+        **arguments: Further keywords of :func:`fullspectrum_ext.full_spectrum`.
 
     Returns:
-        The spectrum.
+        Spectrum and patterns.
 
     Raises:
-        ValueError: If the file is damaged or holds no layer.
+        ValueError: If the file is damaged or holds no layer, or a layer no weight.
     """
     path = Path(path)
     path.stat()  # FileNotFoundError in the system's own words
-    masks: Mapping[str, Tensor]
-    weights: Mapping[str, Tensor] | None
-    if _holds_masks(path):
-        masks, weights = MaskSet.load(path), None
-    else:
-        layers = state_dict_layers(read_state(path))
-        if not layers:
-            raise ValueError(f"{path}: expected a weight with two or four dimensions, found none")
-        masks = MaskSet({name: layer.mask for name, layer in layers.items()})
-        weights = {name: layer.weight for name, layer in layers.items()}
     try:
-        return full_spectrum(masks, weights, **arguments)
+        if _holds_masks(path):
+            source: Checkpoint | MaskSet = MaskSet.load(path)
+            headers: Mapping[str, Tensor] = source
+            layers = {name: StoredLayer(name) for name in source}
+        else:
+            source = open_checkpoint(path)
+            headers = source.headers
+            layers = stored_layers(headers)
+            if not layers:
+                raise ValueError("expected a weight with two or four dimensions, found none")
+        names = _chosen(layers, include, exclude)
+        spectra: dict[str, LayerSpectrum] = {}
+        patterns: dict[str, str] = {}
+        sizes = _sizes({name: layers[name] for name in names}, headers)
+        done, total = 0, sum(sizes.values())
+        for batch in _batches(sizes):
+            masks, weights = _read(batch, layers, source)
+            done += sum(sizes[name] for name in batch)
+            found = {name: mask_pattern(mask) for name, mask in masks.items()}
+            scored = [name for name in batch if not (skip_dense and found[name] == "dense")]
+            if scored:
+                patterns |= {name: found[name] for name in scored}
+                spectrum = full_spectrum(
+                    {name: masks[name] for name in scored},
+                    weights and {name: weights[name] for name in scored},
+                    **arguments,
+                )
+                spectra |= spectrum.layers
+            del masks, weights
+            if advance is not None:
+                advance(done, total)
+        if not spectra:
+            raise ValueError("every layer is dense, and dense ones are to be skipped")
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        text = str(error)
+        raise ValueError(text if text.startswith(str(path)) else f"{path}: {text}") from error
+    return FileScore(FullSpectrum(spectra, spectrum.flavor), patterns)
+
+
+def _chosen(layers: Mapping[str, StoredLayer], include: Patterns, exclude: Patterns) -> list[str]:
+    names = select_names(layers, include, exclude)
+    if include is None:
+        names = [name for name in names if not _is_embedding(name)]
+    if not names:
+        raise ValueError(
+            "no layer is left to look at (embeddings and lm_head are looked at with --include only)"
+        )
+    return names
+
+
+def _is_embedding(name: str) -> bool:
+    module = name.split(".")[-2:][0]  # the layer's own name, without that of the parameter
+    return any(fnmatchcase(module, pattern) for pattern in EMBEDDINGS)
+
+
+def _sizes(layers: Mapping[str, StoredLayer], headers: Mapping[str, Tensor]) -> dict[str, int]:
+    """Number of weights stored for each layer, in the order of the file."""
+    sizes = {}
+    for name, layer in layers.items():
+        header = headers[layer.weight]
+        sizes[name] = header.numel()
+        if header.numel() == 0:
+            raise ValueError(f"{name}: expected weights, got shape {tuple(header.shape)}")
+    return sizes
+
+
+def _batches(sizes: Mapping[str, int]) -> Iterator[list[str]]:
+    """Cut the layers into runs of at most a million weights, or as many as the largest has."""
+    limit = max(_BATCH, *sizes.values())
+    batch: list[str] = []
+    held = 0
+    for name, size in sizes.items():
+        if batch and held + size > limit:
+            yield batch
+            batch, held = [], 0
+        batch.append(name)
+        held += size
+    yield batch
+
+
+def _read(
+    names: list[str], layers: Mapping[str, StoredLayer], source: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
+    if isinstance(source, MaskSet):
+        return {name: source[name] for name in names}, None
+    found = {name: read_layer(name, layers[name], source) for name in names}
+    return (
+        {name: layer.mask for name, layer in found.items()},
+        {name: layer.weight for name, layer in found.items()},
+    )
 
 
 def draw_spectra(spectra: Mapping[str, FullSpectrum], out: Path) -> None:

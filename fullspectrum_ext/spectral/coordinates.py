@@ -149,6 +149,20 @@ class FullSpectrum:
             >>> round(now.distance(full_spectrum(masks, weights)), 4)  # 0.6 in λ, 0.36 in λ_imsg
             0.6997
         """
+        return float(np.mean(list(self.distances(other).values())))
+
+    def distances(self, other: "FullSpectrum") -> dict[str, float]:
+        """Return the distance between two networks' vectors for each layer.
+
+        Args:
+            other: The spectrum of a network with the same layers.
+
+        Returns:
+            Layer to distance.
+
+        Raises:
+            ValueError: If the layers or the flavors differ.
+        """
         if self.layers.keys() != other.layers.keys():
             differing = sorted(self.layers.keys() ^ other.layers.keys())
             raise ValueError(
@@ -156,14 +170,20 @@ class FullSpectrum:
             )
         if self.flavor != other.flavor:
             raise ValueError(f"other: expected flavor {self.flavor!r}, got {other.flavor!r}")
-        differences = [
-            np.linalg.norm(layer.vector - other.layers[name].vector)
+        return {
+            name: float(np.linalg.norm(layer.vector - other.layers[name].vector))
             for name, layer in self.layers.items()
-        ]
-        return float(np.mean(differences))
+        }
 
-    def table(self) -> Table:
-        """Return a table for people, one line a layer: ``rich.print(spectrum.table())``."""
+    def table(self, patterns: Mapping[str, str] | None = None) -> Table:
+        """Return a table for people, one line a layer: ``rich.print(spectrum.table())``.
+
+        Args:
+            patterns: Layer to the name of its mask's pattern, for a column of its own.
+
+        Returns:
+            The table.
+        """
         table = Table(
             title=f"Full spectrum ({self.flavor})",
             show_footer=True,
@@ -177,10 +197,13 @@ class FullSpectrum:
         for header, mean in zip(headers, (density, *self.vector, self.norm()), strict=True):
             table.add_column(header, justify="right", footer=f"{mean:.4f}")
         table.add_column("Ramanujan")
+        if patterns is not None:
+            table.add_column("pattern")
         for name, layer in self.layers.items():
             numbers = [layer.density, *(getattr(layer, c) for c in COORDINATES), layer.norm]
             cells = ["–" if math.isnan(number) else f"{number:.4f}" for number in numbers]
-            table.add_row(name, *cells, "yes" if layer.is_ramanujan else "no")
+            cells.append("yes" if layer.is_ramanujan else "no")
+            table.add_row(name, *cells, *([] if patterns is None else [patterns[name]]))
         return table
 
     def to_dict(self) -> dict[str, Any]:

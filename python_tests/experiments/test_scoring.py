@@ -47,13 +47,13 @@ def test_every_way_to_store_a_sparse_network_scores_the_same(tmp_path, masks, ki
         state = model.state_dict()
         torch.save({"state_dict": state, "epoch": 1} if kind == "wrapped" else state, file)
 
-    assert_same(score_file(file), fs.full_spectrum(masks, net()))
+    assert_same(score_file(file).spectrum, fs.full_spectrum(masks, net()))
 
 
 def test_masks_alone_have_no_weighted_coordinates(tmp_path, masks):
     masks.save(tmp_path / "m.safetensors")
 
-    spectrum = score_file(tmp_path / "m.safetensors", include="fc3*")
+    spectrum = score_file(tmp_path / "m.safetensors", include="fc3*").spectrum
 
     assert list(spectrum.layers) == ["fc3.weight"]
     assert math.isnan(spectrum.layers["fc3.weight"].weighted_gap)
@@ -67,7 +67,7 @@ def test_a_runs_checkpoint_scores_as_its_results_say(tmp_path, method):
     results = train(SMALL, folder)
     run = next(r for r in results["runs"] if (r["method"], r["seed"]) == (method, 1))
 
-    spectrum = score_file(folder.checkpoint(method, 1))
+    spectrum = score_file(folder.checkpoint(method, 1)).spectrum
 
     assert spectrum.norm() == run["norm_after"]
     assert spectrum.vector.tolist() == run["coordinate_after"]
