@@ -30,7 +30,8 @@ class FileScore:
 
     Attributes:
         spectrum: The coordinate of its network.
-        patterns: Layer to the pattern of its mask, see :func:`fullspectrum_ext.patterns.mask_pattern`.
+        patterns: Layer to the pattern of its mask, as
+            :func:`fullspectrum_ext.patterns.mask_pattern` names it.
     """
 
     spectrum: FullSpectrum

@@ -195,15 +195,17 @@ class FullSpectrum:
         density = np.mean([layer.density for layer in self.layers.values()])
         headers = ("density", "Δ_R", "λ", "IMDB", "λ_imsg", "norm")
         for header, mean in zip(headers, (density, *self.vector, self.norm()), strict=True):
-            table.add_column(header, justify="right", footer=f"{mean:.4f}")
-        table.add_column("Ramanujan")
+            table.add_column(header, justify="right", footer=f"{mean:.4f}", no_wrap=True)
+        table.add_column("Ramanujan", no_wrap=True)
         if patterns is not None:
-            table.add_column("pattern")
+            table.add_column("pattern", no_wrap=True)
         for name, layer in self.layers.items():
             numbers = [layer.density, *(getattr(layer, c) for c in COORDINATES), layer.norm]
             cells = ["–" if math.isnan(number) else f"{number:.4f}" for number in numbers]
             cells.append("yes" if layer.is_ramanujan else "no")
-            table.add_row(name, *cells, *([] if patterns is None else [patterns[name]]))
+            if patterns is not None:
+                cells.append(patterns[name].replace("unstructured", "–"))
+            table.add_row(name, *cells)
         return table
 
     def to_dict(self) -> dict[str, Any]:
