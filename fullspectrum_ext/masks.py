@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fullspectrum_ext._files import write_atomically
 from fullspectrum_ext._layers import model_layers, state_dict_layers
 
-_FORMAT = "fullspectrum.masks.1"
+FORMAT = "fullspectrum.masks.1"  # the metadata entry that marks a file of masks
 
 
 class MaskSet(Mapping[str, Tensor]):
@@ -50,7 +50,7 @@ class MaskSet(Mapping[str, Tensor]):
             )
         if not mapping:
             raise ValueError("masks: expected at least one mask, got none")
-        self._masks = {name: _as_bool(name, mask) for name, mask in mapping.items()}
+        self._masks = {name: as_mask(name, mask) for name, mask in mapping.items()}
         self.meta: dict[str, Any] = dict(meta or {})
 
     def __getitem__(self, name: str) -> Tensor:
@@ -161,11 +161,9 @@ class MaskSet(Mapping[str, Tensor]):
         Args:
             path: The file to write; an existing one is replaced only when the new one is complete.
         """
-        header = {
-            "format": _FORMAT,
-            "shapes": json.dumps([[name, list(mask.shape)] for name, mask in self.items()]),
-            "meta": json.dumps(self.meta),
-        }
+        # One entry: safetensors writes several in an order that changes from run to run.
+        shapes = [[name, list(mask.shape)] for name, mask in self.items()]
+        header = {FORMAT: json.dumps({"shapes": shapes, "meta": self.meta})}
         # Numbered, so that a parameter may have any name.
         bits = {str(i): _packed(mask) for i, mask in enumerate(self.values())}
         write_atomically(Path(path), safetensors.numpy.save(bits, metadata=header))
@@ -186,15 +184,12 @@ class MaskSet(Mapping[str, Tensor]):
         Path(path).stat()  # FileNotFoundError in the system's own words
         try:
             with safetensors.safe_open(os.fspath(path), framework="np") as file:
-                header = file.metadata() or {}
-                if header.get("format") != _FORMAT:
-                    raise ValueError(f"its metadata names the format {header.get('format')!r}")
-                shapes = json.loads(header["shapes"])
+                header = json.loads((file.metadata() or {})[FORMAT])
                 masks = {
                     name: _unpacked(file.get_tensor(str(i)), shape)
-                    for i, (name, shape) in enumerate(shapes)
+                    for i, (name, shape) in enumerate(header["shapes"])
                 }
-                return MaskSet(masks, meta=json.loads(header["meta"]))
+                return MaskSet(masks, meta=header["meta"])
         except (
             safetensors.SafetensorError,
             KeyError,
@@ -203,7 +198,7 @@ class MaskSet(Mapping[str, Tensor]):
             RecursionError,
         ) as error:
             raise ValueError(
-                f"{os.fspath(path)}: expected masks written by MaskSet.save ({_FORMAT}), got a "
+                f"{os.fspath(path)}: expected masks written by MaskSet.save ({FORMAT}), got a "
                 f"damaged or foreign file: {error}"
             ) from error
 
@@ -260,7 +255,20 @@ class MaskSet(Mapping[str, Tensor]):
         return MaskSet({name: layer.mask for name, layer in layers.items()})
 
 
-def _as_bool(name: object, mask: object) -> Tensor:
+def as_mask(name: object, mask: object) -> Tensor:
+    """Return a bool copy of zeros and ones of any dtype; refuse anything else by its name.
+
+    Args:
+        name: The parameter's name, for the message.
+        mask: The zeros and ones.
+
+    Returns:
+        The mask, bool, contiguous.
+
+    Raises:
+        TypeError: If ``mask`` is not a tensor, or ``name`` not a string.
+        ValueError: If another value than 0 and 1 is in it.
+    """
     if not isinstance(name, str):
         raise TypeError(f"masks: expected parameter names, got {name!r}")
     if not isinstance(mask, Tensor):

@@ -27,7 +27,7 @@ def run(*arguments, code=0):
 
 def start(*arguments, **options):
     """Start the command in a process of its own."""
-    command = [sys.executable, "-c", "from fullspectrum_ext.cli import main; main()"]
+    command = [sys.executable, "-P", "-c", "from fullspectrum_ext.cli import main; main()"]
     return subprocess.Popen(
         [*command, *map(str, arguments)],
         stdout=subprocess.PIPE,

@@ -12,7 +12,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 
 import fullspectrum_ext as fs
 from fullspectrum_ext import _files
-from fullspectrum_ext.masks import MaskSet
+from fullspectrum_ext.masks import FORMAT, MaskSet
 
 
 @pytest.fixture
@@ -143,6 +143,9 @@ def test_save_and_load(masks, tmp_path):
     assert loaded.digest() == masks.digest()
     assert path.stat().st_size < masks.numel // 8 + 1000
     assert os.listdir(tmp_path) == ["masks.safetensors"]
+    content = path.read_bytes()
+    loaded.save(path)
+    assert path.read_bytes() == content
 
 
 def test_an_interrupted_save_leaves_the_old_file(masks, tmp_path, monkeypatch):
@@ -175,12 +178,16 @@ def damaged_files(masks, path):
     yield b"\xff" * 64
     yield pickle.dumps(Hostile())
     yield safetensors.torch.save({"0": torch.ones(2)})
-    yield safetensors.torch.save({"1": torch.ones(2)}, metadata={"format": "fullspectrum.masks.1"})
-    header = {"format": "fullspectrum.masks.1", "meta": "{}"}
+    one = {"0": torch.zeros(1, dtype=torch.uint8)}
+    meta = '"meta": {}'
+    yield safetensors.torch.save(
+        {"1": torch.ones(2)}, metadata={FORMAT: f'{{"shapes": [], {meta}}}'}
+    )
     wrong = ['[["a", [9]]]', '[["a", [-1]]]', '[["a", [2.5]]]', '[["a", "b"]]', '[["a"]]']
     for shapes in [*wrong, "[]", "7", "{", "[" * 99999]:
-        bits = {"0": torch.zeros(1, dtype=torch.uint8)}
-        yield safetensors.torch.save(bits, metadata={**header, "shapes": shapes})
+        yield safetensors.torch.save(
+            one, metadata={FORMAT: f'{{"shapes": {shapes}, "meta": {{}}}}'}
+        )
 
 
 def test_damaged_and_foreign_files_are_refused_by_name(masks, tmp_path):

@@ -160,14 +160,20 @@ class BlockLanczos {
     project_out(basis, count, length, block, width, coordinates, stride);
     for (int64_t t = 0; t < width && count + found < length; ++t) {
       double* vector = block + t * length;
+      double* along = coordinates + t * stride;
       double norm = team_norm(vector, length);
-      // Once more, vector by vector, and again while most of a vector goes (Kahan, Parlett).
+      // Against the vectors before it in the block; against the whole basis again only if, and as
+      // long as, more than half of the vector goes (Kahan, Parlett: twice is enough).
+      bool enough = norm > 0.5 * std::sqrt(norm * norm + square_norm(along, count));
       constexpr int kMaxPasses = 5;
       for (int pass = 0; pass < kMaxPasses && norm > noise_level; ++pass) {
         const double before = norm;
-        project_out(basis, count + found, length, vector, 1, coordinates + t * stride, stride);
+        const int64_t first = enough ? count : 0;
+        const int64_t others = count + found - first;
+        project_out(basis + first * length, others, length, vector, 1, along + first, stride);
         norm = team_norm(vector, length);
-        if (norm > 0.5 * before) {
+        enough = norm > 0.5 * before;
+        if (enough) {
           break;
         }
       }
@@ -179,7 +185,7 @@ class BlockLanczos {
         target[i] = vector[i] / norm;
       }
       if (team_.rank() == 0) {
-        coordinates[t * stride + count + found] = norm;
+        along[count + found] = norm;
       }
       team_.sync();
       ++found;

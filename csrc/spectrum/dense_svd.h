@@ -16,8 +16,8 @@ namespace fullspectrum::spectrum {
 // workers share them.
 class DenseSvd {
  public:
-  // Two matrices and eight columns of workspace. All matrices hold one column after the other,
-  // `stride` apart.
+  // Two matrices, seven columns and two numbers of workspace. All matrices hold one column after
+  // the other, `stride` apart.
   FULLSPECTRUM_DEVICE DenseSvd(double* workspace, int64_t stride)
       : stride_(stride),
         image_(workspace),

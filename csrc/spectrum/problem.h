@@ -59,10 +59,10 @@ struct Sizes {
   FULLSPECTRUM_HOST_DEVICE int64_t stride() const { return capacity + block; }
 
   // Doubles of workspace: right and left basis, a rotated basis, the projected matrix, its singular
-  // value decomposition (two matrices and eight columns), two sets of coordinates.
+  // value decomposition (see DenseSvd), two sets of coordinates.
   FULLSPECTRUM_HOST_DEVICE int64_t workspace() const {
     return stride() * (narrow + tall) + larger(kept, 2) * tall + 3 * capacity * capacity +
-           8 * capacity + 2 * block * stride();
+           7 * capacity + 2 + 2 * block * stride();
   }
 
   FULLSPECTRUM_HOST_DEVICE static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }

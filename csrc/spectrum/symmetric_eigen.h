@@ -14,7 +14,7 @@ constexpr double kEpsilon = 2.220446049250313e-16;
 // Eigenvalues come out to the rounding of the largest one.
 class SymmetricEigen {
  public:
-  // Six columns of workspace.
+  // Five columns and two numbers of workspace.
   FULLSPECTRUM_DEVICE SymmetricEigen(double* workspace, int64_t stride)
       : stride_(stride),
         diagonal_(workspace),
@@ -209,7 +209,7 @@ class SymmetricEigen {
   double* factor_;  // of each reflection
   double* cosine_;
   double* sine_;
-  double* control_;
+  double* control_;  // [2]
 };
 
 }  // namespace fullspectrum::spectrum

@@ -69,8 +69,6 @@ def make_masks(
         options = {"base": base or "snip", "candidates": candidates}
         if progress is not None:
             options["progress"] = progress
-    masks = pruning.prune(
+    return pruning.prune(
         model, name, sparsity=sparsity, density=density, data=data, seed=seed, **options
     )
-    masks.meta["options"].pop("progress", None)  # how it was shown is no part of how it was made
-    return masks

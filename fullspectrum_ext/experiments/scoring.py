@@ -14,7 +14,7 @@ from fullspectrum_ext._files import write_atomically
 from fullspectrum_ext._layers import Patterns, StoredLayer, read_layer, select_names, stored_layers
 from fullspectrum_ext.checkpoints import Checkpoint, open_checkpoint
 from fullspectrum_ext.experiments.report import new_figure, png
-from fullspectrum_ext.masks import MaskSet
+from fullspectrum_ext.masks import FORMAT, MaskSet
 from fullspectrum_ext.patterns import mask_pattern
 from fullspectrum_ext.spectral import FullSpectrum, LayerSpectrum, full_spectrum
 
@@ -207,6 +207,6 @@ def _holds_masks(path: Path) -> bool:
         return False
     try:
         with safetensors.safe_open(path, framework="np") as file:
-            return str((file.metadata() or {}).get("format", "")).startswith("fullspectrum.masks")
+            return FORMAT in (file.metadata() or {})
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path}: not a safetensors file, or cut short ({error})") from error

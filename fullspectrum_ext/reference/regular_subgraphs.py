@@ -13,6 +13,7 @@ def regular_subgraphs(mask: Tensor) -> list[tuple[int, Tensor, int, int]]:
         ``(degree, taps, edges, live_outputs)`` for each degree above zero, ascending.
 
     Example:
+        >>> import torch
         >>> regular_subgraphs(torch.tensor([[1, 1, 0], [1, 0, 0]]))
         [(1, tensor([1]), 1, 1), (2, tensor([0]), 2, 2)]
     """

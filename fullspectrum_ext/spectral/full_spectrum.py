@@ -103,6 +103,11 @@ def dense_spectrum(source: Source, weights: Source | None = None, **arguments: A
 
     Returns:
         The spectrum.
+
+    Example:
+        >>> mask = {"fc": torch.eye(9)}
+        >>> dense_spectrum(mask).layers["fc"].ramanujan_gap  # 2 sqrt(9 - 1) - 0
+        5.65685...
     """
     masks, found = _masks_and_weights(source, weights)
     full = MaskSet({name: torch.ones_like(mask) for name, mask in masks.items()})

@@ -345,8 +345,20 @@ def test_a_foreign_transpose_is_refused():
     [
         ("crow_indices", 0, 1, "start at 0 and end at nnz", "crow_indices must rise from 0 to nnz"),
         ("crow_indices", 2, 99, "offsets that never decrease", "crow_indices must rise from 0"),
-        ("col_indices", 0, 6, r"values in \[0, 6\), got 6", r"col_indices must lie in \[0, 6\), got 6"),
-        ("col_indices", 0, -1, r"values in \[0, 6\), got -1", r"col_indices must lie in \[0, 6\), got -1"),
+        (
+            "col_indices",
+            0,
+            6,
+            r"in \[0, 6\), got 6",
+            r"col_indices must lie .*got 6",
+        ),
+        (
+            "col_indices",
+            0,
+            -1,
+            r"in \[0, 6\), got -1",
+            r"col_indices must lie .*got -1",
+        ),
         ("col_indices", 1, 0, "(duplicate|unsorted) columns in row 0", None),
     ],
 )
