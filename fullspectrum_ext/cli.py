@@ -236,7 +236,7 @@ def score(
                 exclude=exclude or None,
                 skip_dense=skip_dense,
                 advance=progress.advance,
-                flavor=flavor,
+                flavor=flavor,  # type: ignore[arg-type]  # checked there, in words
             )
     comparison = compare(scores) if comparing else None
     if plot is not None:

@@ -16,7 +16,10 @@ from fullspectrum_ext.checkpoints import Checkpoint, open_checkpoint
 from fullspectrum_ext.experiments.report import new_figure, png
 from fullspectrum_ext.masks import FORMAT, MaskSet
 from fullspectrum_ext.patterns import mask_pattern
-from fullspectrum_ext.spectral import FullSpectrum, LayerSpectrum, full_spectrum
+from fullspectrum_ext.spectral import FullSpectrum, LayerSpectrum
+from fullspectrum_ext.spectral.full_spectrum import graph_spectrum
+from fullspectrum_ext.spectral.graph import Flavor, LayerGraph, layer_graph
+from fullspectrum_ext.spectral.sources import edge_weights
 
 EMBEDDINGS = ("*embed*", "wte", "wpe", "shared", "lm_head", "word_emb*", "tok_emb*", "pos_emb*")
 """Last part of the names of layers that are no layers of a bipartite network, or tied to one."""
@@ -52,6 +55,7 @@ def score_file(
     exclude: Patterns = None,
     skip_dense: bool = False,
     advance: Advance | None = None,
+    flavor: Flavor = "neurips",
     **arguments: Any,
 ) -> FileScore:
     """Place the network in a file in the full-spectrum view, reading one layer after the other.
@@ -69,7 +73,8 @@ def score_file(
         exclude: Patterns of layers to leave out.
         skip_dense: Whether to leave out layers of which nothing is pruned.
         advance: Called with the weights done and the weights in all.
-        **arguments: Further keywords of :func:`fullspectrum_ext.full_spectrum`.
+        flavor: As of :func:`fullspectrum_ext.full_spectrum`.
+        **arguments: ``min_degree`` and ``tol`` of it.
 
     Returns:
         Spectrum and patterns.
@@ -96,19 +101,21 @@ def score_file(
         sizes = _sizes({name: layers[name] for name in names}, headers)
         done, total = 0, sum(sizes.values())
         for batch in _batches(sizes):
-            masks, weights = _read(batch, layers, source)
+            graphs: dict[str, LayerGraph] = {}
+            values: dict[str, Tensor] = {}
+            for name in batch:
+                mask, weight = _read(name, layers[name], source)
+                pattern = mask_pattern(mask)
+                if skip_dense and pattern == "dense":
+                    continue
+                patterns[name] = pattern
+                graphs[name] = layer_graph(name, mask)
+                if weight is not None:
+                    values[name] = edge_weights(name, mask, {name: weight})
+                del mask, weight  # their memory is wanted for what follows
+            if graphs:
+                spectra |= graph_spectrum(graphs, values or None, flavor=flavor, **arguments).layers
             done += sum(sizes[name] for name in batch)
-            found = {name: mask_pattern(mask) for name, mask in masks.items()}
-            scored = [name for name in batch if not (skip_dense and found[name] == "dense")]
-            if scored:
-                patterns |= {name: found[name] for name in scored}
-                spectrum = full_spectrum(
-                    {name: masks[name] for name in scored},
-                    weights and {name: weights[name] for name in scored},
-                    **arguments,
-                )
-                spectra |= spectrum.layers
-            del masks, weights
             if advance is not None:
                 advance(done, total)
         if not spectra:
@@ -116,7 +123,7 @@ def score_file(
     except ValueError as error:
         text = str(error)
         raise ValueError(text if text.startswith(str(path)) else f"{path}: {text}") from error
-    return FileScore(FullSpectrum(spectra, spectrum.flavor), patterns)
+    return FileScore(FullSpectrum(spectra, flavor), patterns)
 
 
 def _chosen(layers: Mapping[str, StoredLayer], include: Patterns, exclude: Patterns) -> list[str]:
@@ -161,15 +168,13 @@ def _batches(sizes: Mapping[str, int]) -> Iterator[list[str]]:
 
 
 def _read(
-    names: list[str], layers: Mapping[str, StoredLayer], source: Mapping[str, Tensor]
-) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
+    name: str, layer: StoredLayer, source: Mapping[str, Tensor]
+) -> tuple[Tensor, Tensor | None]:
+    """Return a layer's mask, and its weight where there is one."""
     if isinstance(source, MaskSet):
-        return {name: source[name] for name in names}, None
-    found = {name: read_layer(name, layers[name], source) for name in names}
-    return (
-        {name: layer.mask for name, layer in found.items()},
-        {name: layer.weight for name, layer in found.items()},
-    )
+        return source[name], None
+    weight, mask = read_layer(name, layer, source)
+    return mask, weight
 
 
 def draw_spectra(spectra: Mapping[str, FullSpectrum], out: Path) -> None:

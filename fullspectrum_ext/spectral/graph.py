@@ -40,6 +40,11 @@ class LayerGraph:
         return self.edges / max(math.prod(self.shape), 1)
 
     @property
+    def live_density(self) -> float:
+        """Edges over the possible ones between live taps and live outputs; nan without edges."""
+        return self.edges / (self.live_taps * self.live_outputs) if self.edges else math.nan
+
+    @property
     def left_degree(self) -> float:
         """Mean degree of the taps that have an edge; nan without edges."""
         return self.edges / self.live_taps if self.edges else math.nan
@@ -59,7 +64,7 @@ def layer_graph(name: str, mask: Tensor) -> LayerGraph:
 
     Args:
         name: The layer's name, for the message.
-        mask: Bool, two or more dimensions, outputs first.
+        mask: Bool, two or more dimensions, outputs first; or a CSR tensor, whose entries are edges.
 
     Returns:
         The graph, on the device of the mask.
@@ -72,8 +77,18 @@ def layer_graph(name: str, mask: Tensor) -> LayerGraph:
             f"{name}: expected a weight with at least two dimensions, got {tuple(mask.shape)}"
         )
     shape = (mask.shape[0], math.prod(mask.shape[1:]))
+    if mask.layout == torch.sparse_csr:
+        return LayerGraph(
+            mask.crow_indices(),
+            mask.col_indices(),
+            shape,
+            live_outputs=int(mask.crow_indices().diff().count_nonzero()),
+            live_taps=mask.col_indices().unique().numel(),
+        )
     matrix = mask.reshape(shape)
-    row_lengths = matrix.count_nonzero(dim=1)
+    row_lengths = torch.empty(shape[0], dtype=torch.int64, device=mask.device)
+    for rows in row_blocks(shape):
+        row_lengths[rows] = matrix[rows].sum(dim=1)
     crow_indices = torch.zeros(shape[0] + 1, dtype=torch.int64, device=mask.device)
     crow_indices[1:] = row_lengths.cumsum(0)
     edges = int(crow_indices[-1])
@@ -109,7 +124,7 @@ def row_blocks(shape: tuple[int, int]) -> Iterator[slice]:
 
 
 def kept_values(weight: Tensor, mask: Tensor) -> Tensor:
-    """Return the absolute weights under a mask, row by row.
+    """Return the weights under a mask, row by row.
 
     Args:
         weight: Dense weight.
@@ -123,7 +138,7 @@ def kept_values(weight: Tensor, mask: Tensor) -> Tensor:
     values = matrix.new_empty(int(kept.count_nonzero()))
     start = 0
     for rows in row_blocks(shape):
-        part = matrix[rows][kept[rows]].abs()
+        part = matrix[rows][kept[rows]]
         values[start : start + part.numel()] = part
         start += part.numel()
     return values

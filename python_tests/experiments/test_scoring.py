@@ -15,6 +15,7 @@ from fullspectrum_ext.experiments.comparison import compare, csv_text, score_row
 from fullspectrum_ext.experiments.models import build_model
 from fullspectrum_ext.experiments.scoring import FileScore, draw_spectra, score_file
 from fullspectrum_ext.spectral.coordinates import COORDINATES
+from fullspectrum_ext.spectral.full_spectrum import graph_spectrum
 
 
 def net():
@@ -51,7 +52,7 @@ def test_every_way_to_store_a_sparse_network_scores_the_same(tmp_path, masks, ki
         state = model.state_dict()
         torch.save({"state_dict": state, "epoch": 1} if kind == "wrapped" else state, file)
 
-    assert_same(score_file(file).spectrum, fs.full_spectrum(masks, net()))
+    assert_same(score_file(file).spectrum, fs.full_spectrum(masks, net(), chain=False))
 
 
 def test_masks_alone_have_no_weighted_coordinates(tmp_path, masks):
@@ -140,12 +141,12 @@ def test_layers_are_read_and_scored_in_runs_of_bounded_size(tmp_path, monkeypatc
     whole = score_file(tmp_path / "x.pt")
     seen, steps = [], []
 
-    def watched(layers, *rest, **keywords):
-        seen.append(sum(mask.numel() for mask in layers.values()))
-        return fs.full_spectrum(layers, *rest, **keywords)
+    def watched(graphs, *rest, **keywords):
+        seen.append(sum(math.prod(graph.shape) for graph in graphs.values()))
+        return graph_spectrum(graphs, *rest, **keywords)
 
     monkeypatch.setattr(scoring, "_BATCH", 1)
-    monkeypatch.setattr(scoring, "full_spectrum", watched)
+    monkeypatch.setattr(scoring, "graph_spectrum", watched)
     one_by_one = score_file(tmp_path / "x.pt", advance=lambda *step: steps.append(step))
 
     assert len(seen) > 1
