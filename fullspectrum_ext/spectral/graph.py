@@ -124,7 +124,7 @@ def row_blocks(shape: tuple[int, int]) -> Iterator[slice]:
 
 
 def kept_values(weight: Tensor, mask: Tensor) -> Tensor:
-    """Return the weights under a mask, row by row.
+    """Return the absolute weights under a mask, row by row.
 
     Args:
         weight: Dense weight.
@@ -138,7 +138,7 @@ def kept_values(weight: Tensor, mask: Tensor) -> Tensor:
     values = matrix.new_empty(int(kept.count_nonzero()))
     start = 0
     for rows in row_blocks(shape):
-        part = matrix[rows][kept[rows]]
+        part = matrix[rows][kept[rows]].abs()
         values[start : start + part.numel()] = part
         start += part.numel()
     return values

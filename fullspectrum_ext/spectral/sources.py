@@ -75,12 +75,11 @@ def edge_weights(name: str, mask: Tensor, weights: Mapping[str, Tensor]) -> Tens
             f"got {tuple(weight.shape)}"
         )
     if is_csr(weight) and weight is mask:
-        values = weight.values()
+        values = weight.values().abs()
     else:
         dense = weight.to_dense() if is_csr(weight) else weight
         kept = mask.to_dense() != 0 if is_csr(mask) else mask
         values = kept_values(dense, kept)
-    values = values.abs()
     if not bool(values.isfinite().all()):
         raise ValueError(f"weights[{name!r}]: expected finite weights, got NaN or infinity")
     return values
