@@ -354,7 +354,7 @@ class BlockLanczos {
     for (int64_t node = team_.rank(); node < lists.size; node += team_.size()) {
       double sum[kVectors] = {};
       for (int64_t p = lists.offset[node]; p < lists.offset[node + 1]; ++p) {
-        const double value = lists.value ? lists.value[p] : 1;
+        const double value = lists.weight(p);
         for (int t = 0; t < kVectors; ++t) {
           sum[t] += value * x[t * x_stride + lists.index[p]];
         }

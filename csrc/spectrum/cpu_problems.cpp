@@ -7,17 +7,30 @@
 
 namespace fullspectrum::spectrum {
 
+namespace {
+
+template <typename T>
+const T* data_or_null(const std::vector<T>& values) {
+  return values.empty() ? nullptr : values.data();
+}
+
+}  // namespace
+
 Problem OwnedProblem::view() const {
-  const bool weighted = !row_value.empty();
   return Problem(
-      {rows(), row_offset.data(), column.data(), weighted ? row_value.data() : nullptr},
-      {columns(), column_offset.data(), row.data(), weighted ? column_value.data() : nullptr}
+      {rows(), row_offset.data(), column.data(), data_or_null(row_value), data_or_null(row_single)},
+      {columns(),
+       column_offset.data(),
+       row.data(),
+       data_or_null(column_value),
+       data_or_null(column_single)}
   );
 }
 
 void OwnedProblem::transpose() {
   row.resize(column.size());
   column_value.resize(row_value.size());
+  column_single.resize(row_single.size());
   std::vector<int64_t> next(column_offset.begin(), column_offset.end() - 1);
   for (int64_t r = 0; r < rows(); ++r) {
     for (int64_t p = row_offset[r]; p < row_offset[r + 1]; ++p) {
@@ -25,6 +38,8 @@ void OwnedProblem::transpose() {
       row[at] = static_cast<int32_t>(r);
       if (!row_value.empty()) {
         column_value[at] = row_value[p];
+      } else if (!row_single.empty()) {
+        column_single[at] = row_single[p];
       }
     }
   }

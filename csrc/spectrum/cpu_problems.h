@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 #include <vector>
 
 #include "common/csr.h"
@@ -8,14 +9,17 @@
 
 namespace fullspectrum::spectrum {
 
-// A problem with its own memory.
+// A problem with its own memory. Weights are kept as they come: those of at most single precision
+// as float, for these two copies of a layer are most of the memory that scoring a large one takes.
 struct OwnedProblem {
   std::vector<int64_t> row_offset{0};     // [live rows + 1]
   std::vector<int32_t> column;            // [nnz]
-  std::vector<double> row_value;          // [nnz], or empty where all are one
+  std::vector<double> row_value;          // [nnz], or empty where all are one or in row_single
+  std::vector<float> row_single;          // [nnz], or empty
   std::vector<int64_t> column_offset{0};  // [live columns + 1]
   std::vector<int32_t> row;
   std::vector<double> column_value;
+  std::vector<float> column_single;
 
   int64_t rows() const { return static_cast<int64_t>(row_offset.size()) - 1; }
   int64_t columns() const { return static_cast<int64_t>(column_offset.size()) - 1; }
@@ -47,9 +51,16 @@ std::vector<OwnedProblem> split_columns(
       offset.push_back(offset.back() + entries[col]);
     }
   }
+  const auto row_weights = [](OwnedProblem& problem) -> auto& {
+    if constexpr (std::is_same_v<value_t, double>) {
+      return problem.row_value;
+    } else {
+      return problem.row_single;
+    }
+  };
   for (OwnedProblem& problem : problems) {
     problem.column.reserve(problem.column_offset.back());
-    problem.row_value.reserve(values ? problem.column_offset.back() : 0);
+    row_weights(problem).reserve(values ? problem.column_offset.back() : 0);
   }
   std::vector<int64_t> last_row(groups, -1);
   for (int64_t row = 0; row < csr.rows; ++row) {
@@ -66,7 +77,7 @@ std::vector<OwnedProblem> split_columns(
       ++problem.row_offset.back();
       problem.column.push_back(local[col]);
       if (values) {
-        problem.row_value.push_back(static_cast<double>(values[p]));
+        row_weights(problem).push_back(values[p]);
       }
     }
   }

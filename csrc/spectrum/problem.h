@@ -19,7 +19,19 @@ struct Lists {
   int64_t size;           // nodes
   const int64_t* offset;  // [size + 1]
   const int32_t* index;   // neighbours, from offset[0] on
-  const double* value;    // their weights, or null where all are one
+  const double* value;    // their weights, or null where all are one or in `single`
+#ifndef __CUDACC__
+  const float* single = nullptr;  // weights of half the memory; on CUDA they would cost registers
+#endif
+
+  FULLSPECTRUM_HOST_DEVICE double weight(int64_t p) const {
+#ifndef __CUDACC__
+    if (single) {
+      return single[p];
+    }
+#endif
+    return value ? value[p] : 1;
+  }
 };
 
 // A matrix B without its zero rows and columns, or its transpose: whichever is at least as tall as

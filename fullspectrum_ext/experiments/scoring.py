@@ -1,6 +1,8 @@
 """The full-spectrum coordinate of checkpoints in files, as ``fullspectrum score`` shows it."""
 
+import ctypes
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -101,20 +103,12 @@ def score_file(
         sizes = _sizes({name: layers[name] for name in names}, headers)
         done, total = 0, sum(sizes.values())
         for batch in _batches(sizes):
-            graphs: dict[str, LayerGraph] = {}
-            values: dict[str, Tensor] = {}
-            for name in batch:
-                mask, weight = _read(name, layers[name], source)
-                pattern = mask_pattern(mask)
-                if skip_dense and pattern == "dense":
-                    continue
-                patterns[name] = pattern
-                graphs[name] = layer_graph(name, mask)
-                if weight is not None:
-                    values[name] = edge_weights(name, mask, {name: weight})
-                del mask, weight  # their memory is wanted for what follows
-            if graphs:
-                spectra |= graph_spectrum(graphs, values or None, flavor=flavor, **arguments).layers
+            scored, named = _score_batch(
+                {name: layers[name] for name in batch}, source, skip_dense, flavor, arguments
+            )
+            spectra |= scored
+            patterns |= named
+            _give_memory_back()
             done += sum(sizes[name] for name in batch)
             if advance is not None:
                 advance(done, total)
@@ -167,6 +161,33 @@ def _batches(sizes: Mapping[str, int]) -> Iterator[list[str]]:
     yield batch
 
 
+def _score_batch(
+    layers: Mapping[str, StoredLayer],
+    source: Mapping[str, Tensor],
+    skip_dense: bool,
+    flavor: Flavor,
+    arguments: Mapping[str, Any],
+) -> tuple[Mapping[str, LayerSpectrum], dict[str, str]]:
+    """Return the spectra and the patterns of some layers."""
+    graphs: dict[str, LayerGraph] = {}
+    values: dict[str, Tensor] = {}
+    patterns: dict[str, str] = {}
+    for name, layer in layers.items():
+        mask, weight = _read(name, layer, source)
+        pattern = mask_pattern(mask)
+        if skip_dense and pattern == "dense":
+            continue
+        patterns[name] = pattern
+        graphs[name] = layer_graph(name, mask)
+        if weight is not None:
+            values[name] = edge_weights(name, mask, {name: weight})
+        del mask, weight  # their memory is wanted for what follows
+    if not graphs:
+        return {}, {}
+    _give_memory_back()
+    return graph_spectrum(graphs, values or None, flavor=flavor, **arguments).layers, patterns
+
+
 def _read(
     name: str, layer: StoredLayer, source: Mapping[str, Tensor]
 ) -> tuple[Tensor, Tensor | None]:
@@ -175,6 +196,14 @@ def _read(
         return source[name], None
     weight, mask = read_layer(name, layer, source)
     return mask, weight
+
+
+def _give_memory_back() -> None:
+    """Return freed memory to the system: glibc may keep as much as a layer took for each thread."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none
+        if trim is not None:
+            trim(0)
 
 
 def draw_spectra(spectra: Mapping[str, FullSpectrum], out: Path) -> None:

@@ -180,13 +180,14 @@ class _Spectra:
         tol: float,
     ):
         self.groups = groups
-        self.sigmas, self.bounds, self.group_sigmas = _solve(graphs, None, groups, tol)
+        # The weighted solve takes most memory, so it comes before any other has left some behind.
         if values is None:
             self.weighted_sigmas = self.weighted_bounds = [_UNDEFINED] * len(graphs)
             self.group_weighted = [[_UNDEFINED] * len(layer) for layer in groups]
         else:
             solved = _solve(graphs, values, groups, tol)
             self.weighted_sigmas, self.weighted_bounds, self.group_weighted = solved
+        self.sigmas, self.bounds, self.group_sigmas = _solve(graphs, None, groups, tol)
 
 
 def _solve(
