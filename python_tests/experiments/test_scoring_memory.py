@@ -11,9 +11,9 @@ import torch
 SHAPE = (1024, 2816)  # an eleventh of a block of a language model
 SHARDS, LAYERS_A_SHARD = 5, 5
 MIB = 2**20
-# Beside the layer: code and data of torch that are first touched when something is computed, and
-# what malloc keeps of one layer's memory for the next; 47 MiB as measured. The file is larger than the
-# bound, so that a scorer that kept layers, or their pages, would be caught.
+# Beside the layer: code and data of torch that are first touched when something is computed (12 MiB
+# measured), and what malloc keeps of one layer's memory for the next; 47 MiB in all when this was
+# written. The file is larger than the bound, so that a scorer that kept layers would be caught.
 CONSTANT = 64 * MIB
 # VmHWM, not ru_maxrss: the latter begins at the parent's.
 CHILD = """
