@@ -230,7 +230,9 @@ def draw_spectra(spectra: Mapping[str, FullSpectrum], out: Path) -> None:
             colors="black",
             label="Ramanujan bound √(d_L − 1) + √(d_R − 1)",
         )
-        panel.set_xticks(list(places), names, rotation=30 if len(names) < 8 else 90, ha="right")
+        step = math.ceil(len(names) / 60)  # more names than that cannot be read
+        rotation = 30 if len(names) < 8 else 90
+        panel.set_xticks(list(places)[::step], names[::step], rotation=rotation, ha="right")
         panel.set(title=title, ylabel="singular value of the mask", ylim=(0, None))
     figure.legend(*panel.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     write_atomically(out, png(figure))

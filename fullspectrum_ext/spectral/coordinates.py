@@ -17,12 +17,15 @@ _COLUMNS = {  # of the table: header and attribute
     "density": "density",
     "eff.": "effective_density",
     "Δ_R": "ramanujan_gap",
-    "Δ_R/bound": "normalized_gap",
+    "Δ_R /\nbound": "normalized_gap",
     "λ": "weighted_gap",
     "IMDB": "imdb",
     "λ_imsg": "imsg",
     "norm": "norm",
 }
+
+
+_TRIVIAL = {"unstructured", "dense", "empty"}  # of patterns
 
 
 @dataclass(frozen=True)
@@ -227,7 +230,8 @@ class FullSpectrum:
         The effective density ("eff.") is there where the layers form a chain.
 
         Args:
-            patterns: Layer to the name of its mask's pattern, for a column of its own.
+            patterns: Layer to the name of its mask's pattern, for a column of its own where one
+                says more than the density does.
 
         Returns:
             The table.
@@ -239,12 +243,14 @@ class FullSpectrum:
             pad_edge=False,
             collapse_padding=True,
         )
+        if patterns is not None and _TRIVIAL.issuperset(patterns.values()):
+            patterns = None
         table.add_column("layer", footer="mean", overflow="fold")
         columns = _COLUMNS if self._is_chain else {k: v for k, v in _COLUMNS.items() if k != "eff."}
         for header, name in columns.items():
             values = np.nan_to_num([getattr(layer, name) for layer in self.layers.values()])
             table.add_column(header, justify="right", footer=f"{values.mean():.4f}", no_wrap=True)
-        table.add_column("Ramanujan", no_wrap=True)
+        table.add_column("Rama-\nnujan", no_wrap=True)
         if patterns is not None:
             table.add_column("pattern", no_wrap=True)
         for title, layer in self.layers.items():
