@@ -36,7 +36,8 @@ def mask_pattern(mask: Tensor) -> str:
         The name.
 
     Example:
-        >>> mask_pattern(torch.tensor([[True, False, False, True]]).repeat(8, 4))
+        >>> rows = torch.tensor([[1, 1, 0, 0], [0, 1, 0, 1]]).bool()
+        >>> mask_pattern(rows.repeat(8, 4))
         '2:4'
     """
     bits = mask.reshape(mask.shape[0], -1)
