@@ -17,12 +17,15 @@ _COLUMNS = {  # of the table: header and attribute
     "density": "density",
     "eff.": "effective_density",
     "Δ_R": "ramanujan_gap",
-    "Δ_R/bound": "normalized_gap",
+    "Δ_R /\nbound": "normalized_gap",
     "λ": "weighted_gap",
     "IMDB": "imdb",
     "λ_imsg": "imsg",
     "norm": "norm",
 }
+
+
+_TRIVIAL = {"unstructured", "dense", "empty"}  # of patterns
 
 
 @dataclass(frozen=True)
@@ -191,6 +194,20 @@ class FullSpectrum:
             >>> round(now.distance(full_spectrum(masks, weights)), 4)  # 0.6 in λ, 0.36 in λ_imsg
             0.6997
         """
+        return float(np.mean(list(self.distances(other).values())))
+
+    def distances(self, other: "FullSpectrum") -> dict[str, float]:
+        """Return the distance between two networks' vectors for each layer.
+
+        Args:
+            other: The spectrum of a network with the same layers.
+
+        Returns:
+            Layer to distance.
+
+        Raises:
+            ValueError: If the layers or the flavors differ.
+        """
         if self.layers.keys() != other.layers.keys():
             differing = sorted(self.layers.keys() ^ other.layers.keys())
             raise ValueError(
@@ -198,20 +215,26 @@ class FullSpectrum:
             )
         if self.flavor != other.flavor:
             raise ValueError(f"other: expected flavor {self.flavor!r}, got {other.flavor!r}")
-        differences = [
-            np.linalg.norm(layer.vector - other.layers[name].vector)
+        return {
+            name: float(np.linalg.norm(layer.vector - other.layers[name].vector))
             for name, layer in self.layers.items()
-        ]
-        return float(np.mean(differences))
+        }
 
     @property
     def _is_chain(self) -> bool:
         return not any(math.isnan(layer.effective_density) for layer in self.layers.values())
 
-    def table(self) -> Table:
+    def table(self, patterns: Mapping[str, str] | None = None) -> Table:
         """Return a table for people, one line a layer: ``rich.print(spectrum.table())``.
 
         The effective density ("eff.") is there where the layers form a chain.
+
+        Args:
+            patterns: Layer to the name of its mask's pattern, for a column of its own where one
+                says more than the density does.
+
+        Returns:
+            The table.
         """
         table = Table(
             title=f"Full spectrum ({self.flavor})",
@@ -220,16 +243,23 @@ class FullSpectrum:
             pad_edge=False,
             collapse_padding=True,
         )
+        if patterns is not None and _TRIVIAL.issuperset(patterns.values()):
+            patterns = None
         table.add_column("layer", footer="mean", overflow="fold")
         columns = _COLUMNS if self._is_chain else {k: v for k, v in _COLUMNS.items() if k != "eff."}
         for header, name in columns.items():
             values = np.nan_to_num([getattr(layer, name) for layer in self.layers.values()])
-            table.add_column(header, justify="right", footer=f"{values.mean():.4f}")
-        table.add_column("Ramanujan")
+            table.add_column(header, justify="right", footer=f"{values.mean():.4f}", no_wrap=True)
+        table.add_column("Rama-\nnujan", no_wrap=True)
+        if patterns is not None:
+            table.add_column("pattern", no_wrap=True)
         for title, layer in self.layers.items():
             numbers = [getattr(layer, name) for name in columns.values()]
             cells = ["–" if math.isnan(number) else f"{number:.4f}" for number in numbers]
-            table.add_row(title, *cells, "yes" if layer.is_ramanujan else "no")
+            cells.append("yes" if layer.is_ramanujan else "no")
+            if patterns is not None:
+                cells.append(patterns[title].replace("unstructured", "–"))
+            table.add_row(title, *cells)
         return table
 
     def to_dict(self) -> dict[str, Any]:

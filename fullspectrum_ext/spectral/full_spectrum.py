@@ -1,7 +1,7 @@
 """The full-spectrum coordinate of a network: graphs, singular values, gaps."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -89,24 +89,55 @@ def full_spectrum(
         >>> round(layer.ramanujan_gap, 4), round(layer.weighted_gap, 4)
         (2.8284, 3.0)
     """
-    if flavor not in _FEWEST_TAPS:
-        raise ValueError(f"flavor: expected 'neurips' or 'iclr', got {flavor!r}")
     masks, found = read_source(source, weights)
     names = select_names(masks, include, exclude)
     if not names:
         raise ValueError("include, exclude: no layer is left to look at")
-    graphs = [layer_graph(name, masks[name]) for name in names]
+    graphs = {name: layer_graph(name, masks[name]) for name in names}
     values = None
     if found is not None:
-        values = [edge_weights(name, masks[name], found) for name in names]
+        values = {name: edge_weights(name, masks[name], found) for name in names}
     if chain is None:
         chain = chain_of(source, masks) or chain_of(weights, masks)
-    effective = effective_densities(masks) if chain else dict.fromkeys(masks, math.nan)
-    groups = _groups_that_count(graphs, min_degree, flavor)
-    spectra = _Spectra(graphs, values, groups, tol)
+    effective = effective_densities(masks) if chain else None
+    return graph_spectrum(graphs, values, effective, flavor=flavor, min_degree=min_degree, tol=tol)
+
+
+def graph_spectrum(
+    graphs: Mapping[str, LayerGraph],
+    values: Mapping[str, Tensor] | None = None,
+    effective: Mapping[str, float] | None = None,
+    *,
+    flavor: Flavor = "neurips",
+    min_degree: float = 3,
+    tol: float = 1e-6,
+) -> FullSpectrum:
+    """Place graphs in the full-spectrum view: what :func:`full_spectrum` does once it has read.
+
+    Args:
+        graphs: Layer to graph.
+        values: Layer to the absolute weights of its edges, finite, ``[edges]``; or None.
+        effective: Layer to its effective density; None where it is not known.
+        flavor: As of :func:`full_spectrum`, as are the others.
+        min_degree: Graphs of smaller degree have no gap.
+        tol: Relative tolerance of the singular values.
+
+    Returns:
+        The spectrum, layer by layer.
+
+    Raises:
+        ValueError: If the flavor is unknown.
+    """
+    if flavor not in _FEWEST_TAPS:
+        raise ValueError(f"flavor: expected 'neurips' or 'iclr', got {flavor!r}")
+    every = list(graphs.values())
+    groups = _groups_that_count(every, min_degree, flavor)
+    edge_values = None if values is None else [values[name] for name in graphs]
+    spectra = _Spectra(every, edge_values, groups, tol)
+    density = effective or dict.fromkeys(graphs, math.nan)
     layers = {
-        name: _layer_spectrum(graph, spectra, i, effective[name], min_degree, flavor)
-        for i, (name, graph) in enumerate(zip(names, graphs, strict=True))
+        name: _layer_spectrum(graph, spectra, i, density[name], min_degree, flavor)
+        for i, (name, graph) in enumerate(graphs.items())
     }
     return FullSpectrum(layers, flavor)
 
@@ -149,13 +180,14 @@ class _Spectra:
         tol: float,
     ):
         self.groups = groups
-        self.sigmas, self.bounds, self.group_sigmas = _solve(graphs, None, groups, tol)
+        # The weighted solve takes most memory, so it comes before any other has left some behind.
         if values is None:
             self.weighted_sigmas = self.weighted_bounds = [_UNDEFINED] * len(graphs)
             self.group_weighted = [[_UNDEFINED] * len(layer) for layer in groups]
         else:
             solved = _solve(graphs, values, groups, tol)
             self.weighted_sigmas, self.weighted_bounds, self.group_weighted = solved
+        self.sigmas, self.bounds, self.group_sigmas = _solve(graphs, None, groups, tol)
 
 
 def _solve(

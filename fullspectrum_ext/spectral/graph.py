@@ -1,6 +1,7 @@
 """A layer as a bipartite graph: its matrix in CSR form and its degrees."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -85,19 +86,62 @@ def layer_graph(name: str, mask: Tensor) -> LayerGraph:
             live_taps=mask.col_indices().unique().numel(),
         )
     matrix = mask.reshape(shape)
-    row_lengths = matrix.sum(dim=1)
+    row_lengths = torch.empty(shape[0], dtype=torch.int64, device=mask.device)
+    for rows in row_blocks(shape):
+        row_lengths[rows] = matrix[rows].sum(dim=1)
     crow_indices = torch.zeros(shape[0] + 1, dtype=torch.int64, device=mask.device)
     crow_indices[1:] = row_lengths.cumsum(0)
-    col_indices = matrix.nonzero()[:, 1]
-    fits = max(*shape, col_indices.numel()) < 2**31
-    index_dtype = torch.int32 if fits else torch.int64
+    edges = int(crow_indices[-1])
+    index_dtype = torch.int32 if max(*shape, edges) < 2**31 else torch.int64
+    col_indices = torch.empty(edges, dtype=index_dtype, device=mask.device)
+    for rows in row_blocks(shape):
+        start, end = int(crow_indices[rows.start]), int(crow_indices[rows.stop])
+        col_indices[start:end] = matrix[rows].nonzero()[:, 1]
     return LayerGraph(
         crow_indices.to(index_dtype),
-        col_indices.to(index_dtype),
+        col_indices,
         shape,
         live_outputs=int(row_lengths.count_nonzero()),
         live_taps=int(matrix.any(dim=0).count_nonzero()),
     )
+
+
+def row_blocks(shape: tuple[int, int]) -> Iterator[slice]:
+    """Cut a matrix into blocks of rows so that what is computed of one block stays small.
+
+    Torch's ``nonzero`` and boolean indexing take 16 bytes a kept weight on the way; block by block
+    a large layer needs little more than its result.
+
+    Args:
+        shape: Rows and columns.
+
+    Yields:
+        The blocks, of about a million weights.
+    """
+    height = max(2**20 // max(shape[1], 1), 1)
+    for start in range(0, shape[0], height):
+        yield slice(start, min(start + height, shape[0]))
+
+
+def kept_values(weight: Tensor, mask: Tensor) -> Tensor:
+    """Return the absolute weights under a mask, row by row.
+
+    Args:
+        weight: Dense weight.
+        mask: Bool, the same shape, two or more dimensions.
+
+    Returns:
+        ``[edges]``, in the weight's dtype, on the mask's device.
+    """
+    shape = (mask.shape[0], math.prod(mask.shape[1:]))
+    matrix, kept = weight.detach().to(mask.device).reshape(shape), mask.reshape(shape)
+    values = matrix.new_empty(int(kept.count_nonzero()))
+    start = 0
+    for rows in row_blocks(shape):
+        part = matrix[rows][kept[rows]].abs()
+        values[start : start + part.numel()] = part
+        start += part.numel()
+    return values
 
 
 def is_valid(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fullspectrum_ext._layers import LayerWeight, model_layers, state_dict_layers
 from fullspectrum_ext.masks import MaskSet
+from fullspectrum_ext.spectral.graph import kept_values
 
 Source = nn.Module | Mapping[str, Any] | Tensor | Any
 """A model; a mapping of names to masks, weights or SciPy sparse matrices; or one of these alone."""
@@ -74,12 +75,11 @@ def edge_weights(name: str, mask: Tensor, weights: Mapping[str, Tensor]) -> Tens
             f"got {tuple(weight.shape)}"
         )
     if is_csr(weight) and weight is mask:
-        values = weight.values()
+        values = weight.values().abs()
     else:
         dense = weight.to_dense() if is_csr(weight) else weight
         kept = mask.to_dense() != 0 if is_csr(mask) else mask
-        values = dense.detach().to(kept.device)[kept]
-    values = values.abs()
+        values = kept_values(dense, kept)
     if not bool(values.isfinite().all()):
         raise ValueError(f"weights[{name!r}]: expected finite weights, got NaN or infinity")
     return values

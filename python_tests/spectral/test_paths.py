@@ -90,7 +90,7 @@ def test_in_table_and_dict():
         texts.append(console.file.getvalue())
     assert "eff." in texts[0]
     assert "eff." not in texts[1]
-    assert "Δ_R/bound" in texts[0]
+    assert "bound" in texts[0]
     assert chain.to_dict()["layers"]["a"]["effective_density"] == 0.75
     assert plain.to_dict()["layers"]["a"]["effective_density"] is None
 
