@@ -148,9 +148,9 @@ py::tuple singular_values(
     {
       py::gil_scoped_release release;
       const std::vector<int32_t> one_group(csr.cols, 0);
-      std::vector<double> workspace;
-      const auto problems = spectrum::split_columns(csr, value, one_group, 1);
-      spectrum::solve(problems[0], k, tol, workspace, sigmas, bounds);
+      spectrum::GramScratch scratch;
+      auto problems = spectrum::split_columns(csr, value, one_group, 1);
+      spectrum::solve(problems[0], k, tol, spectrum::Method::automatic, scratch, sigmas, bounds);
     }
     return py::make_tuple(sigma, bound);
   });

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <functional>
+#include <numeric>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -79,7 +80,8 @@ std::tuple<Tensor, Tensor> solve_all(
     const std::vector<int64_t>& cols,
     const std::vector<Grouping>& groupings,
     int64_t k,
-    double tol
+    double tol,
+    int64_t method
 ) {
   const int64_t matrices = static_cast<int64_t>(crow_indices.size());
   std::vector<std::vector<OwnedProblem>> split(matrices);
@@ -98,9 +100,9 @@ std::tuple<Tensor, Tensor> solve_all(
   for (const std::string& fault : faults) {
     STD_TORCH_CHECK(fault.empty(), op, ": ", fault);
   }
-  std::vector<const OwnedProblem*> problems;
-  for (const std::vector<OwnedProblem>& of_matrix : split) {
-    for (const OwnedProblem& problem : of_matrix) {
+  std::vector<OwnedProblem*> problems;
+  for (std::vector<OwnedProblem>& of_matrix : split) {
+    for (OwnedProblem& problem : of_matrix) {
       problems.push_back(&problem);
     }
   }
@@ -110,9 +112,16 @@ std::tuple<Tensor, Tensor> solve_all(
   Tensor bound = torch::stable::new_empty(crow_indices[0], {count, k}, ScalarType::Double);
   double* sigmas = sigma.mutable_data_ptr<double>();
   double* bounds = bound.mutable_data_ptr<double>();
-  parallel_jobs(count, [&](int64_t i) {
-    thread_local std::vector<double> workspace;
-    spectrum::solve(*problems[i], k, tol, workspace, sigmas + i * k, bounds + i * k);
+  std::vector<int64_t> order(count);  // the largest first, so that the threads end together
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
+    return problems[a]->nnz() > problems[b]->nnz();
+  });
+  parallel_jobs(count, [&](int64_t job) {
+    thread_local spectrum::GramScratch scratch;
+    const int64_t i = order[job];
+    const auto how = static_cast<spectrum::Method>(method);
+    spectrum::solve(*problems[i], k, tol, how, scratch, sigmas + i * k, bounds + i * k);
   });
   return {sigma, bound};
 }
@@ -123,16 +132,17 @@ std::tuple<Tensor, Tensor> singular_values_cpu(
     std::vector<Tensor> values,
     std::vector<int64_t> cols,
     int64_t k,
-    double tol
+    double tol,
+    int64_t method
 ) {
   constexpr const char* kOp = "singular_values";
   check_matrices(kOp, crow_indices, col_indices, values, cols);
-  check_accuracy(kOp, k, tol);
+  check_accuracy(kOp, k, tol, method);
   std::vector<Grouping> groupings;
   for (const int64_t count : cols) {
     groupings.push_back({std::vector<int32_t>(count, 0), 1});
   }
-  return solve_all(kOp, crow_indices, col_indices, values, cols, groupings, k, tol);
+  return solve_all(kOp, crow_indices, col_indices, values, cols, groupings, k, tol, method);
 }
 
 std::tuple<Tensor, Tensor> subgraph_singular_values_cpu(
@@ -144,12 +154,13 @@ std::tuple<Tensor, Tensor> subgraph_singular_values_cpu(
     std::vector<int64_t> subgraphs,
     std::vector<int64_t> taps_of,
     int64_t k,
-    double tol
+    double tol,
+    int64_t method
 ) {
   constexpr const char* kOp = "subgraph_singular_values";
   check_matrices(kOp, crow_indices, col_indices, values, cols);
   check_subgraphs(kOp, crow_indices, taps, subgraphs, taps_of);
-  check_accuracy(kOp, k, tol);
+  check_accuracy(kOp, k, tol, method);
   std::vector<Grouping> groupings;
   size_t next = 0;
   for (size_t i = 0; i < taps.size(); ++i) {
@@ -171,7 +182,7 @@ std::tuple<Tensor, Tensor> subgraph_singular_values_cpu(
     }
     groupings.push_back(std::move(grouping));
   }
-  return solve_all(kOp, crow_indices, col_indices, values, cols, groupings, k, tol);
+  return solve_all(kOp, crow_indices, col_indices, values, cols, groupings, k, tol, method);
 }
 
 }  // namespace

@@ -279,6 +279,7 @@ def _fake(
     cols: list[int],
     k: int,
     tol: float,
+    method: int = 0,
 ) -> tuple[Tensor, Tensor]:
     sigma = crow_indices[0].new_empty((len(cols), k), dtype=torch.float64)
     return sigma, torch.empty_like(sigma)
@@ -295,6 +296,7 @@ def _fake_subgraphs(
     taps_of: list[int],
     k: int,
     tol: float,
+    method: int = 0,
 ) -> tuple[Tensor, Tensor]:
     sigma = crow_indices[0].new_empty((len(taps_of), k), dtype=torch.float64)
     return sigma, torch.empty_like(sigma)
