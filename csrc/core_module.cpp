@@ -147,10 +147,9 @@ py::tuple singular_values(
     double* bounds = bound.mutable_data();
     {
       py::gil_scoped_release release;
-      const std::vector<int32_t> one_group(csr.cols, 0);
       spectrum::GramScratch scratch;
-      auto problems = spectrum::split_columns(csr, value, one_group, 1);
-      spectrum::solve(problems[0], k, tol, spectrum::Method::automatic, scratch, sigmas, bounds);
+      spectrum::OwnedProblem problem = spectrum::whole_matrix(csr, value);
+      spectrum::solve(problem, k, tol, spectrum::Method::automatic, scratch, sigmas, bounds);
     }
     return py::make_tuple(sigma, bound);
   });

@@ -43,6 +43,48 @@ struct OwnedProblem {
   void transpose();
 };
 
+// The whole matrix as one problem, without the rows and columns that are zero.
+template <typename index_t, typename value_t>
+OwnedProblem whole_matrix(const CsrView<index_t>& csr, const value_t* values) {
+  OwnedProblem problem;
+  std::vector<int64_t> entries(csr.cols, 0);
+  problem.column.assign(csr.col_indices, csr.col_indices + csr.nnz);
+  if (values) {
+    problem.row_value.resize(csr.nnz);
+    for (int64_t p = 0; p < csr.nnz; ++p) {
+      problem.row_value[p] = static_cast<double>(values[p]);
+    }
+  }
+  for (int64_t row = 0; row < csr.rows; ++row) {
+    const int64_t end = csr.crow_indices[row + 1];
+    int64_t last = -1;
+    bool rising = true;
+    for (int64_t p = csr.crow_indices[row]; p < end; ++p) {
+      const int64_t col = csr.col_indices[p];
+      rising &= col > last;
+      last = col;
+      ++entries[col];
+    }
+    problem.distinct &= rising;
+    if (end > problem.row_offset.back()) {
+      problem.row_offset.push_back(end);
+    }
+  }
+  std::vector<int32_t> local(csr.cols, 0);  // a live column's number
+  for (int64_t col = 0; col < csr.cols; ++col) {
+    local[col] = static_cast<int32_t>(problem.columns());
+    if (entries[col] > 0) {
+      problem.column_offset.push_back(problem.column_offset.back() + entries[col]);
+    }
+  }
+  if (problem.columns() < csr.cols) {
+    for (int32_t& column : problem.column) {
+      column = local[column];
+    }
+  }
+  return problem;
+}
+
 // One problem a group of columns, without the rows and columns that are zero; O(rows + cols + nnz)
 // for all of them. group_of [cols] names each column's group, -1 for none.
 template <typename index_t, typename value_t>

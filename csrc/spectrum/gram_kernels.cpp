@@ -374,6 +374,40 @@ double dot(const double* x, const double* y, int64_t from, int64_t to) {
   return sum(total);
 }
 
+// The previous reflection, not yet applied, and the next one. All [stride].
+struct Reflections {
+  const double* v;  // H -= v w^T + w v^T
+  const double* w;
+  const double* next;
+  double* image;  // += H next
+};
+
+// Rows row, ..., row + kRows - 1 of h: applies the previous reflection and multiplies with the next
+// vector in one pass. H is symmetric, so its rows serve as columns and no sum runs along a vector.
+template <int kRows>
+void reflect_rows(double* h, int64_t row, int64_t stride, int64_t from, const Reflections& by) {
+  Doubles v[kRows];
+  Doubles w[kRows];
+  Doubles next[kRows];
+  for (int r = 0; r < kRows; ++r) {
+    v[r] = Doubles{} + by.v[row + r];
+    w[r] = Doubles{} + by.w[row + r];
+    next[r] = Doubles{} + by.next[row + r];
+  }
+  for (int64_t e = from; e < stride; e += kLanes) {
+    const Doubles ve = load(by.v + e);
+    const Doubles we = load(by.w + e);
+    Doubles image = load(by.image + e);
+    for (int r = 0; r < kRows; ++r) {
+      double* at = h + (row + r) * stride + e;
+      const Doubles entries = load(at) - (v[r] * we + w[r] * ve);
+      store(at, entries);
+      image += next[r] * entries;
+    }
+    store(by.image + e, image);
+  }
+}
+
 void tridiagonalise(
     double* h,
     int64_t size,
@@ -384,58 +418,57 @@ void tridiagonalise(
     double* scratch
 ) {
   double* v = scratch;
-  double* w = scratch + stride;
+  double* w = v + stride;
+  double* next = w + stride;
+  double* image = next + stride;
+  for (int64_t e = 0; e < 4 * stride; ++e) {
+    scratch[e] = 0;
+  }
   for (int64_t j = 0; j < size; ++j) {
     double* row = h + j * stride;
-    diagonal[j] = row[j];
+    for (int64_t e = j / kGramPadding * kGramPadding; e < stride; ++e) {
+      row[e] -= v[j] * w[e] + w[j] * v[e];
+      next[e] = e > j && e < size ? row[e] : 0;
+      image[e] = 0;
+    }
     const int64_t first = j + 1;
-    const int64_t aligned = first / kGramPadding * kGramPadding;
-    for (int64_t e = aligned; e < stride; ++e) {
-      v[e] = e < first || e >= size ? 0 : row[e];
-      w[e] = 0;
-    }
-    off[j] = first < size ? v[first] : 0;
+    const int64_t from = first / kGramPadding * kGramPadding;
+    diagonal[j] = row[j];
+    off[j] = first < size ? row[first] : 0;
     factor[j] = 0;
-    if (first + 1 >= size) {
-      continue;
+    double tail = 0;
+    if (first < size) {
+      next[first] = 0;
+      tail = dot(next, next, from, stride);
     }
-    const double head = v[first];
-    v[first] = 0;
-    const double tail = dot(v, v, aligned, stride);
-    if (tail == 0) {
-      continue;
+    if (tail > 0) {
+      const double head = row[first];
+      const double square = head * head + tail;
+      const double norm = __builtin_sqrt(square);
+      off[j] = head > 0 ? -norm : norm;
+      next[first] = head - off[j];
+      factor[j] = 1 / (square - head * off[j]);
+      row[first] = next[first];
     }
-    const double square = head * head + tail;
-    const double norm = __builtin_sqrt(square);
-    const double image = head > 0 ? -norm : norm;
-    v[first] = head - image;
-    off[j] = image;
-    const double scale = 1 / (square - head * image);
-    factor[j] = scale;
-    for (int64_t e = first; e < size; ++e) {
-      row[e] = v[e];
+    const Reflections by{v, w, next, image};
+    int64_t r = first;
+    for (; r + 4 <= size; r += 4) {
+      reflect_rows<4>(h, r, stride, from, by);
     }
-    // w = scale H v, then w -= scale / 2 <w, v> v and H -= v w^T + w v^T
-    for (int64_t r = first; r < size; ++r) {
-      w[r] = scale * dot(h + r * stride, v, aligned, stride);
+    for (; r < size; ++r) {
+      reflect_rows<1>(h, r, stride, from, by);
     }
-    const double shift = scale / 2 * dot(w, v, aligned, stride);
-    for (int64_t e = first; e < size; ++e) {
-      w[e] -= shift * v[e];
-    }
-    for (int64_t r = first; r < size; ++r) {
-      double* target = h + r * stride;
-      const Doubles vr = Doubles{} + v[r];
-      const Doubles wr = Doubles{} + w[r];
-      for (int64_t e = aligned; e < stride; e += kLanes) {
-        store(target + e, load(target + e) - (vr * load(w + e) + wr * load(v + e)));
-      }
+    // w = f H v - f / 2 <f H v, v> v
+    const double shift = factor[j] * factor[j] / 2 * dot(image, next, from, stride);
+    for (int64_t e = from; e < stride; ++e) {
+      v[e] = next[e];
+      w[e] = e < first ? 0 : factor[j] * image[e] - shift * next[e];
     }
   }
 }
 
 // How many eigenvalues lie above each of kPoints points.
-constexpr int kPoints = 8;
+constexpr int kPoints = 16;
 constexpr int kVectors = kPoints / kLanes;
 
 void count_above(

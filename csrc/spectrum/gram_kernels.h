@@ -74,7 +74,7 @@ struct GramKernels {
       double* diagonal,  // [size]
       double* off,       // [size], the last one 0
       double* factor,    // [size]
-      double* scratch    // [2, stride]
+      double* scratch    // [4, stride]
   );
   // The `wanted` largest eigenvalues of a tridiagonal matrix, descending, to the rounding of its
   // norm: bisection by the signs of the pivots, many points at a time.

@@ -226,7 +226,7 @@ bool GramLanczos::run(int64_t k, double tol, double* sigma, double* bound) {
   projected_ = zeros(scratch_.coordinates, (capacity_ + 2) * row_ + 4);
   border_ = projected_ + (capacity_ + 2) * row_;
   h_ = room(scratch_.dense, capacity_ * row_);
-  theta_ = room(scratch_.small, k + k * row_ + 6 * row_);
+  theta_ = room(scratch_.small, k + k * row_ + 8 * row_);
   ritz_ = theta_ + k;
   work_ = ritz_ + k * row_;
   if (complete) {
@@ -284,6 +284,8 @@ bool GramLanczos::run(int64_t k, double tol, double* sigma, double* bound) {
 bool GramLanczos::iterate(int64_t k, double tol) {
   add_random_block(k);
   int64_t next_check = 8 * k;
+  int64_t last_check = 0;
+  double last_excess = -std::log(tol);
   while (true) {
     step();
     // Without new vectors the space is invariant, and as its start was random it holds, with
@@ -304,19 +306,29 @@ bool GramLanczos::iterate(int64_t k, double tol) {
       std::fill(h_ + i * row_ + computed_, h_ + (i + 1) * row_, 0.0);
     }
     diagonalise(computed_, row_, k);
-    if (finished || converged(k, tol)) {
+    const double excess = finished ? 0 : log_excess(k, tol);
+    if (excess <= 0) {
       return true;
     }
     if (full) {
       return false;
     }
-    next_check = computed_ + std::max<int64_t>(6, computed_ / 5);
+    // The residuals fall about geometrically: the next check comes when they should be small
+    // enough.
+    const double steps = static_cast<double>(computed_ - last_check);
+    const double fall = (last_excess - excess) / steps;
+    const double wait =
+        fall > 0 ? std::min(0.9 * excess / fall, 0.6 * computed_) : 0.25 * computed_;
+    last_check = computed_;
+    last_excess = excess;
+    next_check = computed_ + std::max<int64_t>(2 * k, static_cast<int64_t>(wait));
   }
 }
 
-// Whether the residual of each value, estimated from the border, is small enough, or so small that
-// rounding hides it.
-bool GramLanczos::converged(int64_t k, double tol) {
+// The logarithm of how many times too large the worst residual is, estimated from the border; a
+// residual that rounding hides is small enough.
+double GramLanczos::log_excess(int64_t k, double tol) const {
+  double worst = 0;
   for (int64_t i = 0; i < k; ++i) {
     const double* last = ritz_ + i * row_ + computed_ - last_width_;
     double square = 0;
@@ -328,11 +340,9 @@ bool GramLanczos::converged(int64_t k, double tol) {
       square += sum * sum;
     }
     const double wanted = 1.8 * tol * theta_[i] - rounding_;
-    if (!(std::sqrt(square) <= std::max(wanted, rounding_))) {
-      return false;
-    }
+    worst = std::max(worst, std::sqrt(square) / std::max(wanted, rounding_));
   }
-  return true;
+  return std::log(worst);
 }
 
 // The first vector is mostly positive, as the leading one of a matrix without negative entries is.

@@ -83,7 +83,7 @@ class GramLanczos {
   void step();
   int64_t orthonormalise(int64_t first, int64_t width, double* coordinates, double noise);
   void project_out(int64_t from, int64_t to, double* block, int64_t width, double* coordinates);
-  bool converged(int64_t k, double tol);
+  double log_excess(int64_t k, double tol) const;
   void diagonalise(int64_t count, int64_t stride, int64_t k);
   void find_eigenvector(int64_t i, const double* diagonal, const double* off, int64_t count);
   double norm(const double* x) const;
