@@ -315,13 +315,16 @@ bool GramLanczos::iterate(int64_t k, double tol) {
     }
     // The residuals fall about geometrically: the next check comes when they should be small
     // enough.
-    const double steps = static_cast<double>(computed_ - last_check);
-    const double fall = (last_excess - excess) / steps;
-    const double wait =
-        fall > 0 ? std::min(0.9 * excess / fall, 0.6 * computed_) : 0.25 * computed_;
+    const double here = static_cast<double>(computed_);
+    const double fall = (last_excess - excess) / (here - static_cast<double>(last_check));
+    const double wait = fall > 0 ? excess / fall : 4 * here;
+    if (2 * computed_ > capacity_ && here + wait > 2 * static_cast<double>(capacity_)) {
+      return false;  // it will not get there
+    }
     last_check = computed_;
     last_excess = excess;
-    next_check = computed_ + std::max<int64_t>(2 * k, static_cast<int64_t>(wait));
+    next_check = computed_ +
+                 std::max<int64_t>(2 * k, static_cast<int64_t>(std::min(0.9 * wait, 0.6 * here)));
   }
 }
 
