@@ -80,7 +80,10 @@ def full_spectrum(
     graphs = [layer_graph(name, masks[name]) for name in names]
     values = None
     if found is not None:
-        values = [_edge_weights(name, masks[name], found) for name in names]
+        values = [
+            _edge_weights(name, masks[name], graph, found)
+            for name, graph in zip(names, graphs, strict=True)
+        ]
     groups = _groups_that_count(graphs, min_degree, flavor)
     spectra = _Spectra(graphs, values, groups, tol)
     layers = {
@@ -258,7 +261,9 @@ def _masks_and_weights(
     return masks, weights
 
 
-def _edge_weights(name: str, mask: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+def _edge_weights(
+    name: str, mask: Tensor, graph: LayerGraph, weights: Mapping[str, Tensor]
+) -> Tensor:
     """Return the absolute weights under the mask, row by row, ``[edges]``."""
     if name not in weights:
         raise ValueError(f"weights: there is none for the mask {name!r}")
@@ -270,7 +275,10 @@ def _edge_weights(name: str, mask: Tensor, weights: Mapping[str, Tensor]) -> Ten
             f"weights[{name!r}]: expected the mask's shape {tuple(mask.shape)}, "
             f"got {tuple(weight.shape)}"
         )
-    values = weight.detach().to(mask.device)[mask].abs()
+    outputs, taps = graph.shape
+    first = torch.arange(outputs, device=mask.device) * taps  # place of each row's first weight
+    at = first.repeat_interleave(graph.crow_indices.diff()) + graph.col_indices
+    values = weight.detach().to(mask.device).flatten()[at].abs()
     if not bool(values.isfinite().all()):
         raise ValueError(f"weights[{name!r}]: expected finite weights, got NaN or infinity")
     return values

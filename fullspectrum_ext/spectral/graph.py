@@ -7,6 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fullspectrum_ext import _core
+from fullspectrum_ext.ops.csr import csr_from_dense
+
 Flavor = Literal["neurips", "iclr"]
 
 
@@ -71,20 +74,15 @@ def layer_graph(name: str, mask: Tensor) -> LayerGraph:
             f"{name}: expected a weight with at least two dimensions, got {tuple(mask.shape)}"
         )
     shape = (mask.shape[0], math.prod(mask.shape[1:]))
-    matrix = mask.reshape(shape)
-    row_lengths = matrix.sum(dim=1)
-    crow_indices = torch.zeros(shape[0] + 1, dtype=torch.int64, device=mask.device)
-    crow_indices[1:] = row_lengths.cumsum(0)
-    col_indices = matrix.nonzero()[:, 1]
-    fits = max(*shape, col_indices.numel()) < 2**31
-    index_dtype = torch.int32 if fits else torch.int64
-    return LayerGraph(
-        crow_indices.to(index_dtype),
-        col_indices.to(index_dtype),
-        shape,
-        live_outputs=int(row_lengths.count_nonzero()),
-        live_taps=int(matrix.any(dim=0).count_nonzero()),
-    )
+    matrix = mask.detach().reshape(shape)
+    if mask.device.type == "cpu":
+        indptr, indices, live_taps = _core.mask_to_csr(matrix.contiguous().numpy())
+        crow_indices, col_indices = torch.from_numpy(indptr), torch.from_numpy(indices)
+    else:
+        crow_indices, col_indices, _ = csr_from_dense(matrix)
+        live_taps = int(matrix.any(dim=0).count_nonzero())
+    live_outputs = int(crow_indices.diff().count_nonzero())
+    return LayerGraph(crow_indices, col_indices, shape, live_outputs, live_taps)
 
 
 def is_valid(
