@@ -21,6 +21,15 @@ def check_values(name: str, values: Tensor) -> None:
         )
 
 
+def check_integer(name: str, value: object, least: int, most: int | None = None) -> None:
+    """Raise unless ``value`` is an int (else TypeError) in ``[least, most]`` (else ValueError)."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
+    if value < least or (most is not None and value > most):
+        interval = f"at least {least}" if most is None else f"an int in [{least}, {most}]"
+        raise ValueError(f"{name}: expected {interval}, got {value}")
+
+
 def check_same(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
     """Raise unless two tensors share dtype (TypeError) and device (ValueError)."""
     if tensor.dtype != other.dtype:

@@ -124,45 +124,115 @@ def model_layers(model: nn.Module) -> dict[str, LayerWeight]:
     return found
 
 
+class StoredLayer(NamedTuple):
+    """Which tensors of a state dict make up a layer's weight.
+
+    Attributes:
+        weight: Name of the weight, or of the ``crow_indices`` of a sparse layer.
+        mask: Name of its mask; None where what is not zero is the mask.
+    """
+
+    weight: str
+    mask: str | None = None
+
+
+def stored_layers(state: Mapping[str, Tensor]) -> dict[str, StoredLayer]:
+    """Find the layers of a state dict by names, shapes and dtypes; no value is looked at.
+
+    Recognised beside plain weights: ``X_orig`` with ``X_mask`` (``torch.nn.utils.prune``),
+    ``parametrizations.X.original`` with ``parametrizations.X.0.mask`` (``torch.ao``), ``X_mask``
+    or ``mask`` beside a weight, and this package's ``values``, ``crow_indices``, ``col_indices``.
+    A plain weight is a tensor called ``weight`` with two or four dimensions: a state dict does not
+    say which of them are embeddings.
+
+    Args:
+        state: Name to tensor, on any device (also meta).
+
+    Returns:
+        Parameter name, as it is in the dense model, to where its parts are.
+
+    Raises:
+        ValueError: If two entries are the weight of one layer.
+    """
+    found: dict[str, StoredLayer] = {}
+    for key, tensor in state.items():
+        if not isinstance(tensor, Tensor):
+            continue
+        name, layer = _stored_layer(key, tensor, state)
+        if layer is None:
+            continue
+        if name in found:
+            raise ValueError(
+                f"state: expected one weight a layer, but {found[name].weight} and {key} are both "
+                f"{name}"
+            )
+        found[name] = layer
+    return found
+
+
+def read_layer(name: str, layer: StoredLayer, state: Mapping[str, Tensor]) -> LayerWeight:
+    """Read one layer's weight and mask out of a state dict.
+
+    Args:
+        name: The layer's name, for the messages.
+        layer: As :func:`stored_layers` found it.
+        state: Name to tensor; only the layer's own are asked for.
+
+    Returns:
+        Weight and mask.
+
+    Raises:
+        ValueError: If the weight is not of floating point, a mask has another shape than its
+            weight, or a sparse layer is malformed or does not say how many inputs it has.
+    """
+    if layer.weight.rpartition(".")[2] == "crow_indices":
+        return _sparse_entry(state, layer.weight.rpartition(".")[0])
+    weight = state[layer.weight]
+    if not weight.is_floating_point():
+        raise ValueError(f"{name}: expected weights of floating point, got {weight.dtype}")
+    if weight.dtype.itemsize == 1:
+        weight = weight.float()  # torch can hardly compute with eight bits
+    return _masked(name, weight, None if layer.mask is None else state[layer.mask])
+
+
 def state_dict_layers(state: Mapping[str, Tensor]) -> dict[str, LayerWeight]:
     """Collect the weights and masks of a state dict, whose modules are not at hand.
 
-    Recognised beside plain weights: ``X_orig`` with ``X_mask`` (``torch.nn.utils.prune``),
-    ``parametrizations.X.original`` with ``parametrizations.X.0.mask`` (``torch.ao``), ``mask``
-    beside ``weight``, and this package's ``values``, ``crow_indices``, ``col_indices`` with
-    ``in_features``. A plain weight is a floating tensor called ``weight`` with two or four
-    dimensions: a state dict does not say which of them are embeddings.
-
     Args:
-        state: Name to tensor.
+        state: Name to tensor; what is recognised is said at :func:`stored_layers`.
 
     Returns:
         Parameter name, as it is in the dense model, to weight and mask.
 
     Raises:
-        ValueError: If a sparse layer is malformed or does not say how many inputs it has, or a
-            ``weight_mask`` has another shape than its weight.
+        ValueError: As :func:`stored_layers` and :func:`read_layer` do.
     """
-    found: dict[str, LayerWeight] = {}
-    for key, tensor in state.items():
-        if not isinstance(tensor, Tensor):
-            continue
-        prefix, _, last = key.rpartition(".")
-        if last == "crow_indices":
-            name = join(prefix, "weight")
-            found[name] = _sparse_entry(state, prefix)
-        elif last == "weight_orig":
-            name = join(prefix, "weight")
-            found[name] = _masked(name, tensor, state.get(join(prefix, "weight_mask")))
-        elif last == "original" and prefix.endswith("parametrizations.weight"):
-            layer = prefix.removesuffix("parametrizations.weight").rstrip(".")
-            name = join(layer, "weight")
-            found[name] = _masked(name, tensor, state.get(f"{prefix}.0.mask"))
-        elif last == "weight" and tensor.dim() in {2, 4} and tensor.is_floating_point():
-            mask = state.get(join(prefix, "mask"))
-            is_own = mask is not None and mask.shape == tensor.shape
-            found[key] = _masked(key, tensor, mask if is_own else None)
-    return found
+    return {name: read_layer(name, layer, state) for name, layer in stored_layers(state).items()}
+
+
+def _stored_layer(
+    key: str, tensor: Tensor, state: Mapping[str, Tensor]
+) -> tuple[str, StoredLayer | None]:
+    """Return the layer that an entry is the weight of, and None if it is of no layer."""
+    prefix, _, last = key.rpartition(".")
+    layer, marker, parameter = prefix.rpartition("parametrizations.")
+    is_matrix = tensor.dim() in {2, 4}
+    name, mask, always = key, f"{key}_mask", last == "weight" and is_matrix
+    if last == "crow_indices":
+        return join(prefix, "weight"), StoredLayer(key)
+    if last.endswith("_orig"):
+        name = key.removesuffix("_orig")
+        mask, always = f"{name}_mask", last == "weight_orig"
+    elif last == "original" and marker and "." not in parameter:
+        name = layer + parameter
+        mask, always = f"{prefix}.0.mask", parameter == "weight"
+    elif always and mask not in state:
+        beside = state.get(join(prefix, "mask"))
+        if beside is not None and beside.shape == tensor.shape:  # else of something else
+            mask = join(prefix, "mask")
+    if mask in state and (is_matrix or always):
+        return name, StoredLayer(key, mask)
+    return name, StoredLayer(key) if always else None
 
 
 def prunable_weights(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

@@ -10,7 +10,14 @@ _HERE = files("fullspectrum_ext")
 
 def _load() -> str:
     """Load the libraries that this torch can run; say in words what became of the CUDA one."""
-    torch.ops.load_library(str(_HERE / "libfullspectrum_cpu.so"))
+    library = _HERE / "libfullspectrum_cpu.so"
+    if not library.is_file():
+        raise ImportError(
+            f"{_HERE} holds the Python sources of fullspectrum_ext but not its compiled operators. "
+            "Install it (`pip install .`), and start Python elsewhere than in the source folder, "
+            "or as `python -P`; for development: `pip install --no-build-isolation -e .`"
+        )
+    torch.ops.load_library(str(library))
     library = _HERE / "libfullspectrum_cuda.so"
     if not library.is_file():
         return "not built"

@@ -2,10 +2,11 @@
 
 import dataclasses
 import inspect
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, cast, get_type_hints
 
 import typer
 from rich.console import Console
@@ -14,16 +15,24 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from fullspectrum_ext import _core
+from fullspectrum_ext._files import write_atomically
+from fullspectrum_ext.experiments.comparison import (
+    compare,
+    comparison_rows,
+    comparison_table,
+    csv_text,
+    score_rows,
+)
 from fullspectrum_ext.experiments.config import TrainConfig, load_config, to_toml
 from fullspectrum_ext.experiments.data import DATASETS
 from fullspectrum_ext.experiments.environment import information
 from fullspectrum_ext.experiments.extras import MissingExtraError
 from fullspectrum_ext.experiments.folder import RunFolder
 from fullspectrum_ext.experiments.models import MODELS
-from fullspectrum_ext.experiments.progress import TrainingProgress
+from fullspectrum_ext.experiments.progress import ScoringProgress, TrainingProgress
 from fullspectrum_ext.experiments.pruning import prune_by_name
 from fullspectrum_ext.experiments.report import draw_figure, results_table
-from fullspectrum_ext.experiments.scoring import draw_spectra, score_file
+from fullspectrum_ext.experiments.scoring import FileScore, draw_spectra, score_file
 from fullspectrum_ext.experiments.suite import train as run_job
 from fullspectrum_ext.pruning import methods
 
@@ -162,10 +171,24 @@ def train(
 def score(
     files: Annotated[
         list[Path],
-        typer.Argument(metavar="FILE...", help="Checkpoints (.pt, .pth, .safetensors) or masks."),
+        typer.Argument(
+            metavar="FILE...",
+            help="Checkpoints: .safetensors, torch files, an index of shards, a folder; or masks.",
+        ),
     ],
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with every figure.")] = False,
+    as_csv: Annotated[
+        bool, typer.Option("--csv", help="Print CSV, one line a layer, with every single figure.")
+    ] = False,
+    comparing: Annotated[
+        bool,
+        typer.Option("--compare", help="Show the distances between two files, layer by layer."),
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Write what would be printed to this file, when all is done."),
+    ] = None,
     plot: Annotated[
         Path | None,
         typer.Option("--plot", help="Draw σ1, σ2 and the Ramanujan bound to this PNG."),
@@ -174,31 +197,74 @@ def score(
         str, typer.Option("--flavor", help="Whose definition: neurips or iclr.")
     ] = "neurips",
     include: Annotated[
-        list[str] | None, typer.Option("--include", help="Only layers that match a glob pattern.")
+        list[str] | None,
+        typer.Option(
+            "--include",
+            help="Only layers that match a glob pattern. Default: all but embeddings and lm_head.",
+        ),
     ] = None,
     exclude: Annotated[
         list[str] | None, typer.Option("--exclude", help="Leave out layers that match one.")
     ] = None,
+    skip_dense: Annotated[
+        bool, typer.Option("--skip-dense", help="Leave out layers of which nothing is pruned.")
+    ] = False,
 ) -> None:
-    """Show the full-spectrum coordinate of checkpoints, layer by layer.
+    r"""Show the full-spectrum coordinate of checkpoints, layer by layer.
 
-    Files are read as data: no code in them is run. A weight that is zero counts as pruned.
-    """
-    spectra = {
-        str(file): score_file(file, flavor=flavor, include=include or None, exclude=exclude or None)
-        for file in files
-    }
-    if as_json:
-        print(
-            json.dumps({file: spectrum.to_dict() for file, spectrum in spectra.items()}, indent=2)
-        )
-    else:
-        console = Console()
-        for file, spectrum in spectra.items():
-            console.print(escape(file), style="bold", soft_wrap=True)
-            console.print(spectrum.table())
+    Files are read as data, layer by layer: no code in them is run, and memory follows the largest
+    layer. A layer is a tensor called *weight* with two or four dimensions; where it is zero, it
+    counts as pruned. Masks are known as X_orig and X_mask (torch.nn.utils.prune),
+    parametrizations.X (torch.ao), X_mask or mask beside X, mask.pth beside model.pth (open_lth),
+    the pruner of rigl-torch, and as this package's own. Layers called *embed\*, wte, wpe, shared,
+    lm_head, word_emb\*, tok_emb\*, pos_emb\** are left out unless *--include* names them.
+
+    The pattern is that of the mask: N:M (at most N of M neighbouring inputs are kept, in every
+    group), RxC blocks, rows, columns, kernels, dense, empty or unstructured.
+    """  # noqa: DOC501 (the help is for people)
+    if as_json and as_csv:
+        raise ValueError("--json, --csv: expected at most one of them")
+    if comparing and len(set(files)) != 2:
+        raise ValueError(f"--compare: expected two different files, got {len(set(files))}")
+    scores: dict[str, FileScore] = {}
+    with ScoringProgress() as progress:
+        for file in files:
+            progress.start_file(str(file))
+            scores[str(file)] = score_file(
+                file,
+                include=include or None,
+                exclude=exclude or None,
+                skip_dense=skip_dense,
+                advance=progress.advance,
+                flavor=flavor,  # type: ignore[arg-type]  # checked there, in words
+            )
+    comparison = compare(scores) if comparing else None
     if plot is not None:
-        draw_spectra(spectra, plot)
+        draw_spectra({file: score.spectrum for file, score in scores.items()}, plot)
+    if as_json:
+        found = comparison or {file: score.to_dict() for file, score in scores.items()}
+        _put(json.dumps(found, indent=2) + "\n", out)
+    elif as_csv:
+        _put(csv_text(comparison_rows(comparison) if comparison else score_rows(scores)), out)
+    else:
+        # In a file there is no terminal whose width to keep to.
+        console = Console() if out is None else Console(file=io.StringIO(), width=160)
+        if comparison is not None:
+            console.print(comparison_table(comparison))
+        else:
+            for title, found_score in scores.items():
+                console.print(escape(title), style="bold", soft_wrap=True)
+                console.print(found_score.spectrum.table(found_score.patterns))
+        if out is not None:
+            _put(cast(io.StringIO, console.file).getvalue(), out)
+
+
+def _put(text: str, out: Path | None) -> None:
+    """Print a text, or write it to a file in one step."""
+    if out is None:
+        print(text, end="")
+    else:
+        write_atomically(out, text.encode())
 
 
 @app.command()

@@ -50,7 +50,7 @@ class MaskSet(Mapping[str, Tensor]):
             )
         if not mapping:
             raise ValueError("masks: expected at least one mask, got none")
-        self._masks = {name: _as_bool(name, mask) for name, mask in mapping.items()}
+        self._masks = {name: as_mask(name, mask) for name, mask in mapping.items()}
         self.meta: dict[str, Any] = dict(meta or {})
 
     def __getitem__(self, name: str) -> Tensor:
@@ -255,7 +255,20 @@ class MaskSet(Mapping[str, Tensor]):
         return MaskSet({name: layer.mask for name, layer in layers.items()})
 
 
-def _as_bool(name: object, mask: object) -> Tensor:
+def as_mask(name: object, mask: object) -> Tensor:
+    """Return a bool copy of zeros and ones of any dtype; refuse anything else by its name.
+
+    Args:
+        name: The parameter's name, for the message.
+        mask: The zeros and ones.
+
+    Returns:
+        The mask, bool, contiguous.
+
+    Raises:
+        TypeError: If ``mask`` is not a tensor, or ``name`` not a string.
+        ValueError: If another value than 0 and 1 is in it.
+    """
     if not isinstance(name, str):
         raise TypeError(f"masks: expected parameter names, got {name!r}")
     if not isinstance(mask, Tensor):

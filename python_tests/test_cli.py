@@ -1,3 +1,4 @@
+import csv
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import time
 from importlib.metadata import version
 
 import pytest
+import safetensors.torch
 import torch
 from jobs import outcome
 from typer.testing import CliRunner
@@ -25,7 +27,7 @@ def run(*arguments, code=0):
 
 def start(*arguments, **options):
     """Start the command in a process of its own."""
-    command = [sys.executable, "-c", "from fullspectrum_ext.cli import main; main()"]
+    command = [sys.executable, "-P", "-c", "from fullspectrum_ext.cli import main; main()"]
     return subprocess.Popen(
         [*command, *map(str, arguments)],
         stdout=subprocess.PIPE,
@@ -152,6 +154,60 @@ def test_score_shows_a_table_json_and_a_plot(tmp_path):
     assert "iclr" in one
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
     assert "flavor: expected 'neurips' or 'iclr'" in run("score", file, "--flavor", "x", code=2)
+
+
+def test_score_writes_files_compares_and_names_patterns(tmp_path):
+    first, second = tmp_path / "a.pt", tmp_path / "b.safetensors"
+    pair = [[0.0, 1.0, 2.0, 0.0], [1.0, 0.0, 0.0, 2.0], [0.0, 0.0, 1.0, 2.0]]
+    weight = torch.tensor(pair).repeat(6, 4)
+    torch.save({"a.weight": weight}, first)
+    safetensors.torch.save_file({"a.weight": weight * 3}, second)
+
+    text = run("score", first)
+    table = run("score", first, second, "--compare")
+    assert run("score", first, "--csv", "--out", tmp_path / "out.csv") == ""
+    assert run("score", first, second, "--compare", "--json", "--out", tmp_path / "c.json") == ""
+    assert run("score", first, "--out", tmp_path / "t.txt") == ""
+    rows = list(csv.DictReader((tmp_path / "out.csv").open()))
+    comparison = json.loads((tmp_path / "c.json").read_text())
+
+    assert "2:4" in text
+    assert "distance" in table
+    assert [(row["layer"], row["pattern"]) for row in rows] == [("a.weight", "2:4")]
+    assert "2:4" in (tmp_path / "t.txt").read_text()
+    # Of three times the weights λ is three times as large.
+    once = json.loads(run("score", first, "--json"))[str(first)]["layers"]["a.weight"]
+    assert comparison["layers"]["a.weight"]["weighted_gap"] == pytest.approx(
+        2 * once["weighted_gap"], rel=1e-6
+    )
+    assert comparison["distance"] == comparison["layers"]["a.weight"]["distance"] > 0
+    assert run("score", first, second, "--compare", "--csv").startswith("layer,distance,")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["a.pt", "--compare"], "--compare: expected two different files, got 1"),
+        (["a.pt", "a.pt", "--compare"], "--compare: expected two different files, got 1"),
+        (["a.pt", "--json", "--csv"], "--json, --csv: expected at most one"),
+        (["a.pt", "b.pt", "--compare"], "only one of the two has a.weight, b.weight"),
+        (["a.pt", "nan.pt"], "nan.pt: .*finite"),
+    ],
+)
+def test_a_score_that_fails_writes_nothing(tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"a.weight": torch.ones(3, 3)}, "a.pt")
+    torch.save({"b.weight": torch.ones(3, 3)}, "b.pt")
+    torch.save({"a.weight": torch.full((3, 3), float("nan"))}, "nan.pt")
+
+    outcome = CliRunner().invoke(
+        app, ["score", *arguments, "--out", "out.txt", "--plot", "out.png"]
+    )
+
+    assert outcome.exit_code == 2
+    assert outcome.stdout == ""
+    assert re.fullmatch(rf"error: .*{words}.*\n", outcome.stderr)
+    assert not list(tmp_path.glob("out*"))
 
 
 def test_prune_writes_masks_and_shows_them(tmp_path):

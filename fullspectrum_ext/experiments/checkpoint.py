@@ -1,13 +1,13 @@
 """Checkpoints: written whole or not at all, read without running any code from them."""
 
 import io
-import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from fullspectrum_ext._files import write_atomically
+from fullspectrum_ext.checkpoints import load_tensors
 
 _FORMAT = "fullspectrum run 1"
 _KEYS = {
@@ -31,28 +31,6 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     buffer = io.BytesIO()
     torch.save({"format": _FORMAT, **state}, buffer)
     write_atomically(path, buffer.getvalue())
-
-
-def load_tensors(path: Path) -> Any:
-    """Read a ``.pt`` file of tensors and plain containers, and nothing else.
-
-    Args:
-        path: The file.
-
-    Returns:
-        What was saved, on the CPU.
-
-    Raises:
-        ValueError: If the file is cut short, is no torch file, or holds code to be run.
-    """
-    with Path(path).open("rb") as file:
-        try:
-            return torch.load(file, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            reason = "it holds more than tensors and plain containers, which could run code"
-            raise ValueError(f"{path}: not loaded: {reason}, or it is damaged") from error
-        except Exception as error:  # torch's readers raise many kinds for what they cannot read
-            raise ValueError(f"{path}: not a torch file, or cut short ({error})") from error
 
 
 def load_checkpoint(path: Path, **expected: Any) -> dict[str, Any]:

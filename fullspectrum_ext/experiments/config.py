@@ -57,6 +57,12 @@ class TrainConfig:
     optimizer: str = _setting("adamw", f"One of {', '.join(OPTIMIZERS)} (sgd has momentum 0.9).")
     learning_rate: float = _setting(3e-3, "At the start; falls to zero along a cosine.")
     weight_decay: float = _setting(1e-4, "Weight decay of the optimizer.")
+    coordinate_every: int = _setting(
+        0, "Optimizer steps between measurements of the coordinate, into the records; 0: none."
+    )
+    tensorboard: bool = _setting(
+        False, "Write these measurements to TensorBoard as well, in the run folder."
+    )
     device: str = _setting("cpu", "Where to train: cpu, cuda, cuda:1, ...")
     threads: int = _setting(
         1, "CPU threads; 0: as many as torch takes. Their number is part of the result."
@@ -72,7 +78,9 @@ class TrainConfig:
         _check_list("seeds", self.seeds)
         for method in self.methods:
             check_method(method)
-        for name, least in (("candidates", 1), ("epochs", 1), ("batch_size", 1), ("threads", 0)):
+        at_least_one = ("candidates", "epochs", "batch_size")
+        for name in (*at_least_one, "coordinate_every", "threads"):
+            least = int(name in at_least_one)
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
         for seed in self.seeds:
@@ -84,6 +92,8 @@ class TrainConfig:
             raise ValueError(f"learning_rate: expected a number > 0, got {self.learning_rate}")
         if not (self.weight_decay >= 0 and math.isfinite(self.weight_decay)):
             raise ValueError(f"weight_decay: expected a number >= 0, got {self.weight_decay}")
+        if self.tensorboard and not self.coordinate_every:
+            raise ValueError("tensorboard: expected coordinate_every of 1 or more with it, got 0")
         _check_device(self.device)
 
     def resolved(self) -> "TrainConfig":
@@ -180,7 +190,7 @@ def _of_kind(name: str, value: Any, kind: Any) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not kind:
-        words = {str: "text", int: "a whole number", float: "a number"}
+        words = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
         raise TypeError(f"{name}: expected {words[kind]}, got {value!r}")
     return value
 

@@ -26,6 +26,7 @@ class RunFolder:
         self.figure = self.path / "figure.png"
         self._checkpoints = self.path / "checkpoints"
         self._masks = self.path / "masks"
+        self._tensorboard = self.path / "tensorboard"
         self._lock = self.path / ".lock"
 
     def checkpoint(self, method: str, seed: int) -> Path:
@@ -35,6 +36,10 @@ class RunFolder:
     def masks(self, method: str, seed: int) -> Path:
         """File of a run's masks."""
         return self._masks / f"{_file_name(method)}-{seed}.safetensors"
+
+    def tensorboard(self, method: str, seed: int) -> Path:
+        """Folder of a run's TensorBoard events."""
+        return self._tensorboard / f"{_file_name(method)}-{seed}"
 
     @contextlib.contextmanager
     def opened(self, config: TrainConfig, *, fresh: bool = False) -> Generator[None, None, None]:
@@ -87,6 +92,7 @@ class RunFolder:
         for file in (self.records, self.figure):
             file.unlink(missing_ok=True)
         shutil.rmtree(self._masks, ignore_errors=True)
+        shutil.rmtree(self._tensorboard, ignore_errors=True)
         self.config.unlink(missing_ok=True)
 
 

@@ -67,12 +67,16 @@ def results_table(results: Figures) -> Table:
 def draw_figure(folder: RunFolder) -> None:
     """Draw accuracy over epochs and against the coordinate, into the run folder.
 
+    Where the coordinate was measured during training, its way is a third panel.
+
     Args:
         folder: Of a finished job.
     """
-    figure, (left, right) = new_figure(columns=2)
+    records = read_records(folder.records)
+    is_logged = any(record.get("coordinate_steps") for record in records)
+    figure, (left, right, *trajectory) = new_figure(columns=3 if is_logged else 2)
     results = read_json(folder.results)
-    curves = _by_method(read_records(folder.records))
+    curves = _by_method(records)
     for color, (method, runs) in enumerate(_by_method(results["runs"]).items()):
         epochs = sorted({record["epoch"] for record in curves[method]})
         accuracies = [
@@ -94,7 +98,24 @@ def draw_figure(folder: RunFolder) -> None:
         xlabel="norm of the full-spectrum coordinate (open: initial, filled: trained weights)",
         ylabel="test accuracy, %",
     )
+    if is_logged:
+        _draw_trajectories(trajectory[0], curves)
     write_atomically(folder.figure, png(figure))
+
+
+def _draw_trajectories(panel: Any, curves: Mapping[str, Sequence[Figures]]) -> None:
+    """Draw the norm of the coordinate over the steps, one line a run."""
+    for color, (method, records) in enumerate(curves.items()):
+        for number, seed in enumerate(dict.fromkeys(record["seed"] for record in records)):
+            run = [record for record in records if record["seed"] == seed]
+            steps, norms = (
+                [value for record in run for value in record[key]]
+                for key in ("coordinate_steps", "coordinate_norms")
+            )
+            label = None if number else method
+            panel.plot(steps, norms, color=f"C{color}", lw=1, label=label)
+    panel.set(xlabel="optimizer step", ylabel="norm of the full-spectrum coordinate")
+    panel.legend()
 
 
 def new_figure(columns: int) -> tuple[Any, Any]:

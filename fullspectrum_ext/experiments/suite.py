@@ -22,6 +22,7 @@ from fullspectrum_ext.experiments.records import (
     rewind_records,
     write_json,
 )
+from fullspectrum_ext.experiments.spectrum_logger import SpectrumLogger
 from fullspectrum_ext.experiments.training import Run, evaluate, reproducible
 from fullspectrum_ext.masks import MaskSet
 from fullspectrum_ext.nn import sparsify
@@ -116,6 +117,7 @@ class _Job:
             save_checkpoint(checkpoint, facts | run.state_dict())
         else:
             _restore(run, state, checkpoint)
+        run.logger = self._logger(run, method, seed)
         while run.epoch < self.config.epochs:
             record = run.train_epoch()
             line = {"method": method, "seed": seed, **record}
@@ -123,10 +125,23 @@ class _Job:
             append_record(self.folder.records, line)
             save_checkpoint(checkpoint, facts | run.state_dict())
             self.progress.end_epoch()
+        if run.logger is not None:
+            run.logger.close()
         result = self._judge(run, masks, seed)
         self.progress.end_run(f"{title}: test accuracy {result['test_accuracy']:.2%}")
         times = {"pruning_seconds": pruning_seconds, "training_seconds": run.seconds}
         return {"method": method, "seed": seed, **result, **times}
+
+    def _logger(self, run: Run, method: str, seed: int) -> SpectrumLogger | None:
+        if not self.config.coordinate_every:
+            return None
+        tensorboard = self.folder.tensorboard(method, seed) if self.config.tensorboard else None
+        return SpectrumLogger(
+            run.model,
+            every=self.config.coordinate_every,
+            steps=run.steps,
+            tensorboard=tensorboard,
+        )
 
     def _build(self, seed: int) -> nn.Module:
         model = build_model(self.config.model, self.dataset.shape, self.dataset.classes, seed)

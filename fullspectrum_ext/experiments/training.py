@@ -13,6 +13,7 @@ from torch import nn
 
 from fullspectrum_ext.experiments.config import TrainConfig
 from fullspectrum_ext.experiments.data import Batches, Dataset, Split
+from fullspectrum_ext.experiments.spectrum_logger import SpectrumLogger
 
 
 @contextlib.contextmanager
@@ -48,6 +49,12 @@ class Run:
         self.batches = Batches(dataset.train, config.batch_size, seed)
         self.epoch = 0
         self.seconds = 0.0
+        self.logger: SpectrumLogger | None = None
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps in the epochs that are done."""
+        return self.epoch * len(self.batches)
 
     def train_epoch(self) -> dict[str, float]:
         """Go through the training data once, then look at the validation data.
@@ -68,6 +75,8 @@ class Run:
             loss = F.cross_entropy(output, y)
             loss.backward()
             self.optimizer.step()
+            if self.logger is not None:
+                self.logger.step()
             loss_sum += loss.item() * len(y)
             correct += int((output.argmax(1) == y).sum())
         self.scheduler.step()
@@ -89,6 +98,7 @@ class Run:
             "validation_loss": validation_loss,
             "validation_accuracy": validation_accuracy,
             "seconds": seconds,
+            **(self.logger.take() if self.logger is not None else {}),
         }
 
     def state_dict(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from fullspectrum_ext import _checks
+from fullspectrum_ext.masks import as_mask
 from fullspectrum_ext.nn.masked import MaskedConv2d, MaskedLinear
 from fullspectrum_ext.nn.sparse_linear import SparseLinear
 from fullspectrum_ext.ops import csr_to_dense
@@ -78,7 +79,7 @@ def sparsify(
                 f"masks[{name!r}]: backend='sparse' is for Linear layers, and this is a Conv2d: "
                 "convolutions are dense-masked in this version, take 'auto' or 'masked'"
             )
-        chosen[name] = (layer, _as_bool(name, mask, layer.weight, allow_empty))
+        chosen[name] = (layer, _mask_of(name, mask, layer.weight, allow_empty))
     layers = {
         _layer_name(name): _sparse_layer(layer, mask, backend)
         for name, (layer, mask) in chosen.items()
@@ -155,7 +156,7 @@ def load_sparse_state_dict(model: Model, state_dict: Mapping[str, Any]) -> Model
             expected[key[: -len(field)] + "in_features"] = torch.Size([])
         elif field == "mask" and name in expected and key not in expected:
             layer = _layer_to_mask(model, name, uses)
-            masks[name] = _as_bool(name, state_dict[key], layer.weight, allow_empty=True)
+            masks[name] = _mask_of(name, state_dict[key], layer.weight, allow_empty=True)
             backends[name] = "masked"
             expected[key] = layer.weight.shape
     _check_keys(expected, state_dict)
@@ -215,18 +216,13 @@ def _layer_to_mask(model: nn.Module, name: str, uses: Mapping[str, int]) -> Any:
     return layer
 
 
-def _as_bool(name: str, mask: Tensor, weight: Tensor, allow_empty: bool) -> Tensor:
-    if not isinstance(mask, Tensor):
-        raise TypeError(f"masks[{name!r}]: expected a torch.Tensor, got {type(mask).__name__}")
+def _mask_of(name: str, mask: Tensor, weight: Tensor, allow_empty: bool) -> Tensor:
+    kept = as_mask(name, mask)
     if mask.shape != weight.shape:
         raise ValueError(
             f"masks[{name!r}]: expected the weight's shape {tuple(weight.shape)}, "
             f"got {tuple(mask.shape)}"
         )
-    kept = mask != 0
-    if mask.dtype != torch.bool and not torch.equal(kept.to(mask.dtype), mask):
-        wrong = mask[kept & (mask != 1)].flatten()[0].item()
-        raise ValueError(f"masks[{name!r}]: expected only 0 and 1, got {wrong}")
     if not allow_empty and not bool(kept.any()):
         raise ValueError(
             f"masks[{name!r}]: keeps none of the {mask.numel()} weights, which cuts the model in "

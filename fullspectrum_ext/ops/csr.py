@@ -26,7 +26,19 @@ class CsrTranspose(NamedTuple):
 
 
 def csr_row_indices(crow_indices: Tensor, col_indices: Tensor) -> Tensor:
-    """Return the row of each stored entry, ``[nnz]``, in the dtype of ``col_indices``."""
+    """Return the row of each stored entry, ``[nnz]``, in the dtype of ``col_indices``.
+
+    Args:
+        crow_indices: Start of each row, int32 or int64, ``[rows + 1]``.
+        col_indices: Column of each stored entry, ``[nnz]``; only its length and dtype count.
+
+    Returns:
+        The rows, never falling.
+
+    Example:
+        >>> csr_row_indices(torch.tensor([0, 2, 2, 3]), torch.tensor([0, 1, 0]))
+        tensor([0, 0, 2])
+    """
     positions = torch.arange(
         col_indices.shape[0], dtype=crow_indices.dtype, device=crow_indices.device
     )

@@ -1,5 +1,5 @@
 """Pruning methods, one a file, and the function that applies them."""
 
-from fullspectrum_ext.pruning import magnitude, pags, random, snip, synflow
+from fullspectrum_ext.pruning import magnitude, pags, ramanujan, random, snip, synflow
 from fullspectrum_ext.pruning.api import prune
 from fullspectrum_ext.pruning.base import ScoringContext, methods, register_pruner

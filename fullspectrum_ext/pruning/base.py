@@ -214,7 +214,12 @@ def register_pruner(
 
 
 def methods() -> list[str]:
-    """Return the names of the pruning methods, in alphabetical order."""
+    """Return the names of the pruning methods, in alphabetical order.
+
+    Example:
+        >>> "snip" in methods()
+        True
+    """
     return sorted(_METHODS)
 
 

@@ -17,7 +17,7 @@ from fullspectrum_ext.pruning.base import (
     register_pruner,
 )
 from fullspectrum_ext.pruning.batches import Batches
-from fullspectrum_ext.pruning.selection import SCOPES, check_scores, keep_top_per_layer
+from fullspectrum_ext.pruning.selection import SCOPES, Scores, check_scores, keep_top_per_layer
 from fullspectrum_ext.spectral import LayerSpectrum, full_spectrum
 from fullspectrum_ext.spectral.graph import Flavor
 
@@ -122,8 +122,8 @@ class _Sampler:
         self.batches_per_candidate = batches_per_candidate
 
     def base_masks(self) -> dict[str, Tensor]:
-        scores = self._scores(self.context, self.options)
-        return self.context.select(scores)
+        found = self._found(self.context, self.options)
+        return dict(found) if isinstance(found, MaskSet) else self.context.select(found)
 
     def candidate(self, counts: Mapping[str, int]) -> dict[str, Tensor]:
         changed = self.context
@@ -133,11 +133,22 @@ class _Sampler:
         elif self.method.varies_by == "nothing":
             changed = dataclasses.replace(changed, weights=_with_noise(changed))
         options = {**self.method.candidate_options, **self.options}
-        return keep_top_per_layer(self._scores(changed, options), counts)
+        found = self._found(changed, options)
+        if not isinstance(found, MaskSet):
+            return keep_top_per_layer(found, counts)
+        if {name: int(mask.count_nonzero()) for name, mask in found.items()} != counts:
+            raise ValueError(
+                f"base: expected a method that gives scores, or masks of always the same layer "
+                f"counts; the counts of {self.method.name!r} changed"
+            )
+        return dict(found)
 
-    def _scores(self, context: ScoringContext, options: dict[str, Any]) -> Mapping[str, Tensor]:
-        scores = self.method.function(context, **options)
-        return check_scores(self.method.name, scores, context.weights)
+    def _found(self, context: ScoringContext, options: dict[str, Any]) -> Scores | MaskSet:
+        """Return what the base method does: scores for every weight, or whole masks."""
+        found = self.method.function(context, **options)
+        if isinstance(found, MaskSet):
+            return found
+        return check_scores(self.method.name, found, context.weights)
 
 
 class _Measures(NamedTuple):

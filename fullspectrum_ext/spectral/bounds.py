@@ -9,6 +9,22 @@ over the taps and outputs that have an edge.
 import math
 
 
+def ramanujan_bound(left_degree: float, right_degree: float) -> float:
+    r"""Return :math:`\sqrt{d_L - 1} + \sqrt{d_R - 1}`, what a random biregular graph stays below.
+
+    Args:
+        left_degree: Mean degree of the taps, at least 1.
+        right_degree: Mean degree of the outputs, at least 1.
+
+    Returns:
+        The bound.
+
+    References:
+        Feng, Li: Spectra of Hypergraphs and Applications, Journal of Number Theory 60, 1996.
+    """
+    return math.sqrt(left_degree - 1) + math.sqrt(right_degree - 1)
+
+
 def delta_r(left_degree: float, right_degree: float, sigma2: float) -> float:
     r"""Return the Ramanujan gap :math:`\sqrt{d_L - 1} + \sqrt{d_R - 1} - \sigma_2`.
 
@@ -31,7 +47,7 @@ def delta_r(left_degree: float, right_degree: float, sigma2: float) -> float:
         >>> round(delta_r(3, 3, 0), 4)  # the complete graph K_{3,3}
         2.8284
     """
-    return math.sqrt(left_degree - 1) + math.sqrt(right_degree - 1) - sigma2
+    return ramanujan_bound(left_degree, right_degree) - sigma2
 
 
 def delta_s(sigma1: float, sigma2: float) -> float:
@@ -86,6 +102,30 @@ def narc(
     counted = 2 * edges if directed else edges
     expected = edges / live_taps / rows * pairs
     return ((sigma2**2 / 4 + 1) * math.sqrt(pairs) - abs(counted - expected)) / (rows * cols)
+
+
+def expander_mixing(sigma2: float, edges: int, live_taps: int, live_outputs: int) -> float:
+    r"""Return by how much a layer's edge count stays within the expander mixing lemma's reach.
+
+    .. math:: \frac{\sigma_2 \sqrt{|L||R|} - |2e - d_L |L||R| / N|}{N}, \quad N = |L| + |R|
+
+    Args:
+        sigma2: Second singular value of the 0/1 matrix.
+        edges: Number of edges, :math:`e`.
+        live_taps: Taps with an edge, :math:`|L|`.
+        live_outputs: Outputs with an edge, :math:`|R|`.
+
+    Returns:
+        The quantity; nan for a graph without edges.
+
+    References:
+        Hoang et al., NeurIPS 2023, the authors' public research code, which logs it.
+    """
+    if edges == 0:
+        return math.nan
+    nodes = live_taps + live_outputs
+    expected = edges * live_outputs / nodes  # d_L |L| = e
+    return (sigma2 * math.sqrt(live_taps * live_outputs) - abs(2 * edges - expected)) / nodes
 
 
 def cheeger_factor(taps: int, live_outputs: int) -> float:

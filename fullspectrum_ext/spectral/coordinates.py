@@ -13,6 +13,20 @@ from fullspectrum_ext.spectral.graph import Flavor
 
 COORDINATES = ("ramanujan_gap", "weighted_gap", "imdb", "imsg")
 
+_COLUMNS = {  # of the table: header and attribute
+    "density": "density",
+    "eff.": "effective_density",
+    "Δ_R": "ramanujan_gap",
+    "Δ_R /\nbound": "normalized_gap",
+    "λ": "weighted_gap",
+    "IMDB": "imdb",
+    "λ_imsg": "imsg",
+    "norm": "norm",
+}
+
+
+_TRIVIAL = {"unstructured", "dense", "empty"}  # of patterns
+
 
 @dataclass(frozen=True)
 class SubgraphSpectrum:
@@ -23,7 +37,11 @@ class SubgraphSpectrum:
         taps: Number of taps.
         live_outputs: Number of outputs they reach.
         factor: What its gaps are multiplied by in the layer's means.
+        sigma1: First singular value of its 0/1 matrix.
+        sigma2: Second one.
         ramanujan_gap: :math:`\Delta_R` of the subgraph.
+        ramanujan_gap_s: :math:`\Delta_S` of it.
+        ramanujan_bound: :math:`\sqrt{d - 1} + \sqrt{d_R - 1}`.
         weighted_gap: :math:`\sigma_1 - \sigma_2` of its weights; nan without weights.
     """
 
@@ -31,8 +49,17 @@ class SubgraphSpectrum:
     taps: int
     live_outputs: int
     factor: float
+    sigma1: float
+    sigma2: float
     ramanujan_gap: float
+    ramanujan_gap_s: float
+    ramanujan_bound: float
     weighted_gap: float
+
+    @property
+    def normalized_gap(self) -> float:
+        """The Ramanujan gap over the bound, in (-∞, 1]; nan where the bound is 0."""
+        return _ratio(self.ramanujan_gap, self.ramanujan_bound)
 
 
 @dataclass(frozen=True)
@@ -50,9 +77,16 @@ class LayerSpectrum:
             subgraphs.
         imsg: Iterative mean spectral gap: the same mean of the weighted gap.
         ramanujan_gap_s: :math:`\Delta_S = 2 \sqrt{\sigma_1 - 1} - \sigma_2`.
+        imdb_s: The mean of :math:`\Delta_S` over the regular subgraphs.
+        ramanujan_bound: :math:`\sqrt{d_L - 1} + \sqrt{d_R - 1}`.
+        imdb_normalized: The mean over the regular subgraphs of :math:`\Delta_R` over its bound.
         narc: Normalised random coefficient, edges counted in both directions as published.
         narc_undirected: The same with each edge counted once.
+        expander_mixing: What the authors' later code logs in the place of NaRC.
         density: Kept weights over all.
+        live_density: Kept weights over those possible between live taps and live outputs.
+        effective_density: Weights on a path from the network's input to its output, over all; nan
+            where the layers are not known to form a chain.
         edges: Kept weights.
         live_taps: Input taps with a kept weight.
         live_outputs: Outputs with a kept weight.
@@ -72,9 +106,15 @@ class LayerSpectrum:
     imdb: float
     imsg: float
     ramanujan_gap_s: float
+    imdb_s: float
+    ramanujan_bound: float
+    imdb_normalized: float
     narc: float
     narc_undirected: float
+    expander_mixing: float
     density: float
+    live_density: float
+    effective_density: float
     edges: int
     live_taps: int
     live_outputs: int
@@ -97,6 +137,11 @@ class LayerSpectrum:
     def norm(self) -> float:
         """Euclidean length of :attr:`vector`."""
         return float(np.linalg.norm(self.vector))
+
+    @property
+    def normalized_gap(self) -> float:
+        """The Ramanujan gap over the bound, in (-∞, 1]: comparable between layers of any degree."""
+        return _ratio(self.ramanujan_gap, self.ramanujan_bound)
 
     @property
     def is_ramanujan(self) -> bool:
@@ -149,6 +194,20 @@ class FullSpectrum:
             >>> round(now.distance(full_spectrum(masks, weights)), 4)  # 0.6 in λ, 0.36 in λ_imsg
             0.6997
         """
+        return float(np.mean(list(self.distances(other).values())))
+
+    def distances(self, other: "FullSpectrum") -> dict[str, float]:
+        """Return the distance between two networks' vectors for each layer.
+
+        Args:
+            other: The spectrum of a network with the same layers.
+
+        Returns:
+            Layer to distance.
+
+        Raises:
+            ValueError: If the layers or the flavors differ.
+        """
         if self.layers.keys() != other.layers.keys():
             differing = sorted(self.layers.keys() ^ other.layers.keys())
             raise ValueError(
@@ -156,14 +215,27 @@ class FullSpectrum:
             )
         if self.flavor != other.flavor:
             raise ValueError(f"other: expected flavor {self.flavor!r}, got {other.flavor!r}")
-        differences = [
-            np.linalg.norm(layer.vector - other.layers[name].vector)
+        return {
+            name: float(np.linalg.norm(layer.vector - other.layers[name].vector))
             for name, layer in self.layers.items()
-        ]
-        return float(np.mean(differences))
+        }
 
-    def table(self) -> Table:
-        """Return a table for people, one line a layer: ``rich.print(spectrum.table())``."""
+    @property
+    def _is_chain(self) -> bool:
+        return not any(math.isnan(layer.effective_density) for layer in self.layers.values())
+
+    def table(self, patterns: Mapping[str, str] | None = None) -> Table:
+        """Return a table for people, one line a layer: ``rich.print(spectrum.table())``.
+
+        The effective density ("eff.") is there where the layers form a chain.
+
+        Args:
+            patterns: Layer to the name of its mask's pattern, for a column of its own where one
+                says more than the density does.
+
+        Returns:
+            The table.
+        """
         table = Table(
             title=f"Full spectrum ({self.flavor})",
             show_footer=True,
@@ -171,22 +243,38 @@ class FullSpectrum:
             pad_edge=False,
             collapse_padding=True,
         )
+        if patterns is not None and _TRIVIAL.issuperset(patterns.values()):
+            patterns = None
         table.add_column("layer", footer="mean", overflow="fold")
-        density = np.mean([layer.density for layer in self.layers.values()])
-        headers = ("density", "Δ_R", "λ", "IMDB", "λ_imsg", "norm")
-        for header, mean in zip(headers, (density, *self.vector, self.norm()), strict=True):
-            table.add_column(header, justify="right", footer=f"{mean:.4f}")
-        table.add_column("Ramanujan")
-        for name, layer in self.layers.items():
-            numbers = [layer.density, *(getattr(layer, c) for c in COORDINATES), layer.norm]
+        columns = _COLUMNS if self._is_chain else {k: v for k, v in _COLUMNS.items() if k != "eff."}
+        for header, name in columns.items():
+            values = np.nan_to_num([getattr(layer, name) for layer in self.layers.values()])
+            table.add_column(header, justify="right", footer=f"{values.mean():.4f}", no_wrap=True)
+        table.add_column("Rama-\nnujan", no_wrap=True)
+        if patterns is not None:
+            table.add_column("pattern", no_wrap=True)
+        for title, layer in self.layers.items():
+            numbers = [getattr(layer, name) for name in columns.values()]
             cells = ["–" if math.isnan(number) else f"{number:.4f}" for number in numbers]
-            table.add_row(name, *cells, "yes" if layer.is_ramanujan else "no")
+            cells.append("yes" if layer.is_ramanujan else "no")
+            if patterns is not None:
+                cells.append(patterns[title].replace("unstructured", "–"))
+            table.add_row(title, *cells)
         return table
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as values that JSON can hold; what is undefined is None."""
         layers = {
-            name: {**asdict(layer), "norm": layer.norm, "is_ramanujan": layer.is_ramanujan}
+            name: {
+                **asdict(layer),
+                "subgraphs": [
+                    {**asdict(part), "normalized_gap": part.normalized_gap}
+                    for part in layer.subgraphs
+                ],
+                "norm": layer.norm,
+                "normalized_gap": layer.normalized_gap,
+                "is_ramanujan": layer.is_ramanujan,
+            }
             for name, layer in self.layers.items()
         }
         vector = dict(zip(COORDINATES, self.vector.tolist(), strict=True))
@@ -196,6 +284,10 @@ class FullSpectrum:
             "norm": self.norm(),
             "layers": layers,
         })
+
+
+def _ratio(gap: float, bound: float) -> float:
+    return gap / bound if bound else math.nan
 
 
 def _json_ready(value: Any) -> Any:

@@ -1,21 +1,29 @@
 """The full-spectrum coordinate of a network: graphs, singular values, gaps."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fullspectrum_ext._layers import Patterns, model_layers, select_names
+from fullspectrum_ext._layers import Patterns, select_names
 from fullspectrum_ext.masks import MaskSet
 from fullspectrum_ext.ops.regular_subgraphs import RegularSubgraph, regular_subgraphs
 from fullspectrum_ext.ops.singular_values import singular_values, subgraph_singular_values
-from fullspectrum_ext.spectral.bounds import cheeger_factor, delta_r, delta_s, narc
+from fullspectrum_ext.spectral.bounds import (
+    cheeger_factor,
+    delta_r,
+    delta_s,
+    expander_mixing,
+    narc,
+    ramanujan_bound,
+)
 from fullspectrum_ext.spectral.coordinates import FullSpectrum, LayerSpectrum, SubgraphSpectrum
 from fullspectrum_ext.spectral.graph import Flavor, LayerGraph, is_valid, layer_graph
+from fullspectrum_ext.spectral.paths import chain_of, effective_densities
+from fullspectrum_ext.spectral.sources import Source, edge_weights, read_source
 
-Source = nn.Module | Mapping[str, Tensor]
 _FEWEST_TAPS = {"neurips": 2, "iclr": 3}
 Pair = tuple[float, float]
 _UNDEFINED: Pair = (math.nan, math.nan)
@@ -28,6 +36,7 @@ def full_spectrum(
     flavor: Flavor = "neurips",
     min_degree: float = 3,
     tol: float = 1e-6,
+    chain: bool | None = None,
     include: Patterns = None,
     exclude: Patterns = None,
 ) -> FullSpectrum:
@@ -40,16 +49,24 @@ def full_spectrum(
 
     Args:
         source: A model (its masks as :meth:`fullspectrum_ext.MaskSet.from_model` reads them), a
-            :class:`fullspectrum_ext.MaskSet`, or a mapping of names to tensors of zeros and ones.
-        weights: Name to weight, or a model; by default the model's own. Without any, the two
-            weighted coordinates are undefined. Only compare networks on the same weights:
-            :math:`\lambda` grows with their scale.
+            :class:`fullspectrum_ext.MaskSet`, a mapping of names to tensors of zeros and ones, a
+            state dict (a mapping of tensors that are not all zeros and ones: dense weights, or any
+            sparse form that ``fullspectrum score`` reads), a mapping of names to SciPy sparse
+            matrices, or a single tensor or SciPy matrix, which gets the name ``"weight"``.
+            Tensors and SciPy matrices that hold zeros and ones alone are masks; otherwise they are
+            weights, and what is not zero is an edge.
+        weights: Name to weight, a state dict or a model; by default the weights of ``source``.
+            Without any, the two weighted coordinates are undefined. Only compare networks on the
+            same weights: :math:`\lambda` grows with their scale.
         flavor: ``"neurips"``: subgraphs of two taps or more, each gap times
             ``max(|L|, |R|) / (|L| + |R| - 1)``. ``"iclr"``: of three taps or more and both degrees
             at least ``min_degree``, without the factor.
         min_degree: Graphs of smaller degree have no gap; see
             :func:`fullspectrum_ext.spectral.graph.is_valid`.
         tol: Relative tolerance of the singular values; their certified bounds are in the result.
+        chain: Whether the layers of ``source`` feed each other one after the other, for the
+            effective density. None: if a model is given and they are known to, see
+            :func:`fullspectrum_ext.spectral.paths.chain_of`.
         include: Glob patterns of parameter or layer names; only these are looked at.
         exclude: Glob patterns of names to leave out.
 
@@ -57,8 +74,9 @@ def full_spectrum(
         The spectrum, layer by layer.
 
     Raises:
-        TypeError: If ``source`` or ``weights`` is no model and no mapping of tensors.
-        ValueError: If a mask or weight is missing, of a wrong shape or value, or not finite.
+        TypeError: If ``source`` or ``weights`` is nothing that a spectrum can be taken of.
+        ValueError: If a mask or weight is missing, of a wrong shape or value, or not finite, or
+            ``chain`` is set and a layer does not fit the one before.
 
     References:
         Hoang, Kundu, Liu, Wang: Don't just prune by magnitude! Your mask topology is a secret
@@ -71,24 +89,55 @@ def full_spectrum(
         >>> round(layer.ramanujan_gap, 4), round(layer.weighted_gap, 4)
         (2.8284, 3.0)
     """
-    if flavor not in _FEWEST_TAPS:
-        raise ValueError(f"flavor: expected 'neurips' or 'iclr', got {flavor!r}")
-    masks, found = _masks_and_weights(source, weights)
+    masks, found = read_source(source, weights)
     names = select_names(masks, include, exclude)
     if not names:
         raise ValueError("include, exclude: no layer is left to look at")
-    graphs = [layer_graph(name, masks[name]) for name in names]
+    graphs = {name: layer_graph(name, masks[name]) for name in names}
     values = None
     if found is not None:
-        values = [
-            _edge_weights(name, masks[name], graph, found)
-            for name, graph in zip(names, graphs, strict=True)
-        ]
-    groups = _groups_that_count(graphs, min_degree, flavor)
-    spectra = _Spectra(graphs, values, groups, tol)
+        values = {name: edge_weights(name, masks[name], found) for name in names}
+    if chain is None:
+        chain = chain_of(source, masks) or chain_of(weights, masks)
+    effective = effective_densities(masks) if chain else None
+    return graph_spectrum(graphs, values, effective, flavor=flavor, min_degree=min_degree, tol=tol)
+
+
+def graph_spectrum(
+    graphs: Mapping[str, LayerGraph],
+    values: Mapping[str, Tensor] | None = None,
+    effective: Mapping[str, float] | None = None,
+    *,
+    flavor: Flavor = "neurips",
+    min_degree: float = 3,
+    tol: float = 1e-6,
+) -> FullSpectrum:
+    """Place graphs in the full-spectrum view: what :func:`full_spectrum` does once it has read.
+
+    Args:
+        graphs: Layer to graph.
+        values: Layer to the absolute weights of its edges, finite, ``[edges]``; or None.
+        effective: Layer to its effective density; None where it is not known.
+        flavor: As of :func:`full_spectrum`, as are the others.
+        min_degree: Graphs of smaller degree have no gap.
+        tol: Relative tolerance of the singular values.
+
+    Returns:
+        The spectrum, layer by layer.
+
+    Raises:
+        ValueError: If the flavor is unknown.
+    """
+    if flavor not in _FEWEST_TAPS:
+        raise ValueError(f"flavor: expected 'neurips' or 'iclr', got {flavor!r}")
+    every = list(graphs.values())
+    groups = _groups_that_count(every, min_degree, flavor)
+    edge_values = None if values is None else [values[name] for name in graphs]
+    spectra = _Spectra(every, edge_values, groups, tol)
+    density = effective or dict.fromkeys(graphs, math.nan)
     layers = {
-        name: _layer_spectrum(graph, spectra, i, min_degree, flavor)
-        for i, (name, graph) in enumerate(zip(names, graphs, strict=True))
+        name: _layer_spectrum(graph, spectra, i, density[name], min_degree, flavor)
+        for i, (name, graph) in enumerate(graphs.items())
     }
     return FullSpectrum(layers, flavor)
 
@@ -106,9 +155,17 @@ def dense_spectrum(source: Source, weights: Source | None = None, **arguments: A
 
     Returns:
         The spectrum.
+
+    Example:
+        >>> mask = {"fc": torch.eye(9)}
+        >>> dense_spectrum(mask).layers["fc"].ramanujan_gap  # 2 sqrt(9 - 1) - 0
+        5.65685...
     """
-    masks, found = _masks_and_weights(source, weights)
-    full = MaskSet({name: torch.ones_like(mask) for name, mask in masks.items()})
+    masks, found = read_source(source, weights)
+    full = MaskSet({
+        name: torch.ones(mask.shape, dtype=torch.bool, device=mask.device)
+        for name, mask in masks.items()
+    })
     return full_spectrum(full, found, **arguments)
 
 
@@ -123,13 +180,14 @@ class _Spectra:
         tol: float,
     ):
         self.groups = groups
-        self.sigmas, self.bounds, self.group_sigmas = _solve(graphs, None, groups, tol)
+        # The weighted solve takes most memory, so it comes before any other has left some behind.
         if values is None:
             self.weighted_sigmas = self.weighted_bounds = [_UNDEFINED] * len(graphs)
             self.group_weighted = [[_UNDEFINED] * len(layer) for layer in groups]
         else:
             solved = _solve(graphs, values, groups, tol)
             self.weighted_sigmas, self.weighted_bounds, self.group_weighted = solved
+        self.sigmas, self.bounds, self.group_sigmas = _solve(graphs, None, groups, tol)
 
 
 def _solve(
@@ -153,26 +211,39 @@ def _solve(
 
 
 def _layer_spectrum(
-    graph: LayerGraph, spectra: _Spectra, i: int, min_degree: float, flavor: Flavor
+    graph: LayerGraph,
+    spectra: _Spectra,
+    i: int,
+    effective_density: float,
+    min_degree: float,
+    flavor: Flavor,
 ) -> LayerSpectrum:
     sigma1, sigma2 = spectra.sigmas[i]
     weighted1, weighted2 = spectra.weighted_sigmas[i]
     valid = is_valid(graph.left_degree, graph.right_degree, min_degree, flavor, regular=False)
+
+    def gap(function: Callable[..., float], *arguments: Any, **keywords: Any) -> float:
+        return function(*arguments, **keywords) if valid else math.nan
+
     subgraphs = _subgraph_spectra(
         spectra.groups[i], spectra.group_sigmas[i], spectra.group_weighted[i], flavor
     )
-    counts = (graph.edges, graph.live_taps, graph.live_outputs, graph.shape)
+    live = (graph.edges, graph.live_taps, graph.live_outputs)
     return LayerSpectrum(
-        ramanujan_gap=(
-            delta_r(graph.left_degree, graph.right_degree, sigma2) if valid else math.nan
-        ),
+        ramanujan_gap=gap(delta_r, graph.left_degree, graph.right_degree, sigma2),
         weighted_gap=weighted1 - weighted2 if valid else math.nan,
         imdb=_mean([part.factor * part.ramanujan_gap for part in subgraphs]),
         imsg=_mean([part.factor * part.weighted_gap for part in subgraphs]),
-        ramanujan_gap_s=delta_s(sigma1, sigma2) if valid else math.nan,
-        narc=narc(sigma2, *counts) if valid else math.nan,
-        narc_undirected=narc(sigma2, *counts, directed=False) if valid else math.nan,
+        ramanujan_gap_s=gap(delta_s, sigma1, sigma2),
+        imdb_s=_mean([part.factor * part.ramanujan_gap_s for part in subgraphs]),
+        ramanujan_bound=gap(ramanujan_bound, graph.left_degree, graph.right_degree),
+        imdb_normalized=_mean([part.factor * part.normalized_gap for part in subgraphs]),
+        narc=gap(narc, sigma2, *live, graph.shape),
+        narc_undirected=gap(narc, sigma2, *live, graph.shape, directed=False),
+        expander_mixing=gap(expander_mixing, sigma2, *live),
         density=graph.density,
+        live_density=graph.live_density,
+        effective_density=effective_density,
         edges=graph.edges,
         live_taps=graph.live_taps,
         live_outputs=graph.live_outputs,
@@ -195,15 +266,21 @@ def _subgraph_spectra(
     flavor: Flavor,
 ) -> tuple[SubgraphSpectrum, ...]:
     spectra = []
-    for group, (_, sigma2), (weighted1, weighted2) in zip(groups, sigmas, weighted, strict=True):
-        taps = len(group.taps)
+    for group, (sigma1, sigma2), (weighted1, weighted2) in zip(
+        groups, sigmas, weighted, strict=True
+    ):
+        taps, degrees = len(group.taps), (group.degree, group.edges / group.live_outputs)
         spectra.append(
             SubgraphSpectrum(
                 degree=group.degree,
                 taps=taps,
                 live_outputs=group.live_outputs,
                 factor=cheeger_factor(taps, group.live_outputs) if flavor == "neurips" else 1.0,
-                ramanujan_gap=delta_r(group.degree, group.edges / group.live_outputs, sigma2),
+                sigma1=sigma1,
+                sigma2=sigma2,
+                ramanujan_gap=delta_r(*degrees, sigma2),
+                ramanujan_gap_s=delta_s(sigma1, sigma2),
+                ramanujan_bound=ramanujan_bound(*degrees),
                 weighted_gap=weighted1 - weighted2,
             )
         )
@@ -231,57 +308,6 @@ def _groups_that_count(
         ]
         for groups in found
     ]
-
-
-def _masks_and_weights(
-    source: Source, weights: Source | None
-) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor] | None]:
-    own = None
-    masks: Mapping[str, Tensor]
-    if isinstance(source, nn.Module):
-        layers = model_layers(source)
-        if not layers:
-            raise ValueError("source: expected a model with a Linear or Conv2d layer, found none")
-        masks = {name: layer.mask for name, layer in layers.items()}
-        own = {name: layer.weight for name, layer in layers.items()}
-    elif isinstance(source, Mapping):
-        masks = source if isinstance(source, MaskSet) else MaskSet(source)
-    else:
-        raise TypeError(
-            f"source: expected a model, a MaskSet or a mapping, got {type(source).__name__}"
-        )
-    if len({mask.device for mask in masks.values()}) > 1:  # one native call wants one device
-        masks = {name: mask.cpu() for name, mask in masks.items()}
-    if weights is None:
-        return masks, own
-    if isinstance(weights, nn.Module):
-        return masks, {name: layer.weight for name, layer in model_layers(weights).items()}
-    if not isinstance(weights, Mapping):
-        raise TypeError(f"weights: expected a model or a mapping, got {type(weights).__name__}")
-    return masks, weights
-
-
-def _edge_weights(
-    name: str, mask: Tensor, graph: LayerGraph, weights: Mapping[str, Tensor]
-) -> Tensor:
-    """Return the absolute weights under the mask, row by row, ``[edges]``."""
-    if name not in weights:
-        raise ValueError(f"weights: there is none for the mask {name!r}")
-    weight = weights[name]
-    if not isinstance(weight, Tensor):
-        raise TypeError(f"weights[{name!r}]: expected a torch.Tensor, got {type(weight).__name__}")
-    if weight.shape != mask.shape:
-        raise ValueError(
-            f"weights[{name!r}]: expected the mask's shape {tuple(mask.shape)}, "
-            f"got {tuple(weight.shape)}"
-        )
-    outputs, taps = graph.shape
-    first = torch.arange(outputs, device=mask.device) * taps  # place of each row's first weight
-    at = first.repeat_interleave(graph.crow_indices.diff()) + graph.col_indices
-    values = weight.detach().to(mask.device).flatten()[at].abs()
-    if not bool(values.isfinite().all()):
-        raise ValueError(f"weights[{name!r}]: expected finite weights, got NaN or infinity")
-    return values
 
 
 def _mean(values: Sequence[float]) -> float:

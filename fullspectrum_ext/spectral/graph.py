@@ -1,6 +1,7 @@
 """A layer as a bipartite graph: its matrix in CSR form and its degrees."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,7 +9,6 @@ import torch
 from torch import Tensor
 
 from fullspectrum_ext import _core
-from fullspectrum_ext.ops.csr import csr_from_dense
 
 Flavor = Literal["neurips", "iclr"]
 
@@ -42,6 +42,11 @@ class LayerGraph:
         return self.edges / max(math.prod(self.shape), 1)
 
     @property
+    def live_density(self) -> float:
+        """Edges over the possible ones between live taps and live outputs; nan without edges."""
+        return self.edges / (self.live_taps * self.live_outputs) if self.edges else math.nan
+
+    @property
     def left_degree(self) -> float:
         """Mean degree of the taps that have an edge; nan without edges."""
         return self.edges / self.live_taps if self.edges else math.nan
@@ -61,7 +66,7 @@ def layer_graph(name: str, mask: Tensor) -> LayerGraph:
 
     Args:
         name: The layer's name, for the message.
-        mask: Bool, two or more dimensions, outputs first.
+        mask: Bool, two or more dimensions, outputs first; or a CSR tensor, whose entries are edges.
 
     Returns:
         The graph, on the device of the mask.
@@ -74,15 +79,85 @@ def layer_graph(name: str, mask: Tensor) -> LayerGraph:
             f"{name}: expected a weight with at least two dimensions, got {tuple(mask.shape)}"
         )
     shape = (mask.shape[0], math.prod(mask.shape[1:]))
+    if mask.layout == torch.sparse_csr:
+        return LayerGraph(
+            mask.crow_indices(),
+            mask.col_indices(),
+            shape,
+            live_outputs=int(mask.crow_indices().diff().count_nonzero()),
+            live_taps=mask.col_indices().unique().numel(),
+        )
     matrix = mask.detach().reshape(shape)
     if mask.device.type == "cpu":
         indptr, indices, live_taps = _core.mask_to_csr(matrix.contiguous().numpy())
         crow_indices, col_indices = torch.from_numpy(indptr), torch.from_numpy(indices)
-    else:
-        crow_indices, col_indices, _ = csr_from_dense(matrix)
-        live_taps = int(matrix.any(dim=0).count_nonzero())
-    live_outputs = int(crow_indices.diff().count_nonzero())
-    return LayerGraph(crow_indices, col_indices, shape, live_outputs, live_taps)
+        live_outputs = int(crow_indices.diff().count_nonzero())
+        return LayerGraph(crow_indices, col_indices, shape, live_outputs, live_taps)
+    row_lengths = torch.empty(shape[0], dtype=torch.int64, device=mask.device)
+    for rows in row_blocks(shape):
+        row_lengths[rows] = matrix[rows].sum(dim=1)
+    crow_indices = torch.zeros(shape[0] + 1, dtype=torch.int64, device=mask.device)
+    crow_indices[1:] = row_lengths.cumsum(0)
+    edges = int(crow_indices[-1])
+    index_dtype = torch.int32 if max(*shape, edges) < 2**31 else torch.int64
+    col_indices = torch.empty(edges, dtype=index_dtype, device=mask.device)
+    for rows in row_blocks(shape):
+        start, end = int(crow_indices[rows.start]), int(crow_indices[rows.stop])
+        col_indices[start:end] = matrix[rows].nonzero()[:, 1]
+    return LayerGraph(
+        crow_indices.to(index_dtype),
+        col_indices,
+        shape,
+        live_outputs=int(row_lengths.count_nonzero()),
+        live_taps=int(matrix.any(dim=0).count_nonzero()),
+    )
+
+
+def row_blocks(shape: tuple[int, int]) -> Iterator[slice]:
+    """Cut a matrix into blocks of rows so that what is computed of one block stays small.
+
+    Torch's ``nonzero`` and boolean indexing take 16 bytes a kept weight on the way; block by block
+    a large layer needs little more than its result.
+
+    Args:
+        shape: Rows and columns.
+
+    Yields:
+        The blocks, of about a million weights.
+    """
+    height = max(2**20 // max(shape[1], 1), 1)
+    for start in range(0, shape[0], height):
+        yield slice(start, min(start + height, shape[0]))
+
+
+def kept_values(weight: Tensor, mask: Tensor) -> Tensor:
+    """Return the absolute weights under a mask, row by row.
+
+    Args:
+        weight: Dense weight.
+        mask: Bool, the same shape, two or more dimensions.
+
+    Returns:
+        ``[edges]``, in the weight's dtype, on the mask's device.
+    """
+    shape = (mask.shape[0], math.prod(mask.shape[1:]))
+    matrix, kept = weight.detach().to(mask.device).reshape(shape), mask.reshape(shape)
+    values = matrix.new_empty(int(kept.count_nonzero()))
+    start = 0
+    for rows in row_blocks(shape):
+        part = matrix[rows].flatten()[_places(kept[rows])].abs()
+        values[start : start + part.numel()] = part
+        start += part.numel()
+    return values
+
+
+def _places(mask: Tensor) -> Tensor:
+    """Return the places of the ones of a mask, read row by row."""
+    row = mask.detach().reshape(1, -1)
+    if mask.device.type != "cpu":
+        return row.nonzero()[:, 1]
+    _, places, _ = _core.mask_to_csr(row.contiguous().numpy())
+    return torch.from_numpy(places)
 
 
 def is_valid(

@@ -17,7 +17,7 @@ from fullspectrum_ext.pruning import methods, prune, register_pruner
 from fullspectrum_ext.pruning.base import _METHODS
 from fullspectrum_ext.pruning.batches import Batches
 
-METHODS = ["erk", "magnitude", "pags", "random", "snip", "synflow", "uniform"]
+METHODS = ["erk", "magnitude", "pags", "ramanujan", "random", "snip", "synflow", "uniform"]
 QUICK = {"synflow": {"rounds": 5}, "pags": {"candidates": 2}}
 
 

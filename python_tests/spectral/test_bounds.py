@@ -2,7 +2,14 @@ import math
 
 import pytest
 
-from fullspectrum_ext.spectral.bounds import cheeger_factor, delta_r, delta_s, narc
+from fullspectrum_ext.spectral.bounds import (
+    cheeger_factor,
+    delta_r,
+    delta_s,
+    expander_mixing,
+    narc,
+    ramanujan_bound,
+)
 
 # The first layer of a ResNet-34 pruned by ERK to density 0.01, as published with the ICLR 2023
 # paper (csv_metric): 64 outputs, 147 taps, all of them live, 991 edges.
@@ -41,3 +48,15 @@ def test_undefined():
 def test_cheeger_factor():
     assert cheeger_factor(3, 3) == pytest.approx(3 / 5)
     assert cheeger_factor(2, 5) == cheeger_factor(5, 2) == pytest.approx(5 / 6)
+
+
+def test_ramanujan_bound():
+    assert ramanujan_bound(5, 2) == pytest.approx(3)
+    assert delta_r(5, 2, 2) == pytest.approx(1)
+
+
+def test_expander_mixing():
+    # 9 edges among 3 + 3: (0 - |18 - 3 * 9 / 6|) / 6
+    assert expander_mixing(0, 9, 3, 3) == pytest.approx(-2.25)
+    assert expander_mixing(2, 12, 4, 9) == pytest.approx((12 - abs(24 - 3 * 36 / 13)) / 13)
+    assert math.isnan(expander_mixing(0, 0, 0, 0))

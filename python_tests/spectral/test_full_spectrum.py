@@ -116,6 +116,27 @@ def test_subgraph_means_by_hand():
     assert layer.imsg == pytest.approx((weighted[3] + weighted[4]) / 2)
 
 
+def test_normalised_gaps():
+    layer = one_layer(*two_degree_groups())
+    bounds = {3: 2 * math.sqrt(2), 4: 2 * math.sqrt(3), 5: 3}  # complete graphs: sigma2 = 0
+    factors = {3: 3 / 5, 4: 4 / 7, 5: 5 / 6}
+    assert [part.normalized_gap for part in layer.subgraphs] == pytest.approx([1, 1, 1])
+    assert layer.imdb_normalized == pytest.approx(np.mean(list(factors.values())))
+    for part in layer.subgraphs:
+        assert part.ramanujan_bound == pytest.approx(bounds[part.degree])
+        assert part.sigma1 == pytest.approx(math.sqrt(part.degree * part.taps))
+        assert part.ramanujan_gap_s == pytest.approx(2 * math.sqrt(part.sigma1 - 1))
+    gaps = [part.factor * part.ramanujan_gap_s for part in layer.subgraphs]
+    assert layer.imdb_s == pytest.approx(np.mean(gaps))
+
+    layer = one_layer(projective_plane(7))
+    assert layer.normalized_gap == pytest.approx(0.5)
+    assert layer.ramanujan_bound == pytest.approx(2 * math.sqrt(7))
+    assert layer.expander_mixing == pytest.approx((math.sqrt(7) * 57 - (2 - 57 / 114) * 456) / 114)
+    assert math.isnan(one_layer(torch.eye(9)).normalized_gap)
+    assert math.isnan(one_layer(torch.eye(9), flavor="iclr", min_degree=1).normalized_gap)
+
+
 def plain_spectrum(mask, weight, flavor, min_degree=3):
     """The definition in dense numpy: mask and weight are [outputs, taps]."""
 
@@ -247,9 +268,10 @@ def test_every_kind_of_source_says_the_same(sparse_model):
     weights = {name: sparse_model.get_parameter(f"{name}_orig").detach() for name in masks}
     expected = full_spectrum(sparse_model).to_dict()
     assert list(expected["layers"]) == ["0.weight", "3.weight", "9.weight"]
-    assert full_spectrum(masks, weights).to_dict() == expected
+    assert full_spectrum(masks, weights, chain=True).to_dict() == expected
     assert full_spectrum(masks, sparse_model).to_dict() == expected
-    assert full_spectrum({n: m.float() for n, m in masks.items()}, weights).to_dict() == expected
+    floats = {name: mask.float() for name, mask in masks.items()}
+    assert full_spectrum(floats, weights, chain=True).to_dict() == expected
     assert full_spectrum(sparse_model, weights).to_dict() == expected
 
 
@@ -355,7 +377,7 @@ def test_table_for_people():
 @pytest.mark.parametrize(
     ("source", "weights", "arguments", "error", "match"),
     [
-        (3, None, {}, TypeError, "source: expected a model, a MaskSet or a mapping, got int"),
+        (3, None, {}, TypeError, "source: expected a model, a MaskSet, a mapping, .* got int"),
         (nn.ReLU(), None, {}, ValueError, "source: expected a model with a Linear or Conv2d"),
         ({}, None, {}, ValueError, "at least one mask"),
         (
