@@ -18,18 +18,22 @@ int64_t longest(const std::vector<int64_t>& offset) {
   return length;
 }
 
-// Whether the Gram matrix's side, the longer side's length and the entries allow a method at all.
+// Whether a method's memory and its numbers stay within bounds.
 bool feasible(const OwnedProblem& problem, Method method) {
   constexpr int64_t kLargestGram = 2048;
+  constexpr int64_t kMostBits = int64_t{1} << 32;
+  constexpr int64_t kMostCounted = int64_t{1} << 24;  // float32 holds counts up to it exactly
+  constexpr int64_t kLargestBasis = 65536;            // 192 vectors of it are 100 MB
   const int64_t narrow = std::min(problem.rows(), problem.columns());
   const int64_t tall = std::max(problem.rows(), problem.columns());
   switch (method) {
-    case Method::bit_gram:  // counts are exact as float32
-      return !problem.weighted() && narrow <= kLargestGram && tall < (int64_t{1} << 24);
+    case Method::bit_gram:
+      return !problem.weighted() && narrow <= kLargestGram && tall < kMostCounted &&
+             narrow * tall <= kMostBits;
     case Method::sparse_gram:
       return narrow <= kLargestGram;
     default:
-      return true;
+      return narrow <= kLargestBasis;
   }
 }
 

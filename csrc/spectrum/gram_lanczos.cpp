@@ -18,11 +18,11 @@ constexpr int64_t kCapacity = 192;
 
 int64_t padded(int64_t count) { return (count + kGramPadding - 1) / kGramPadding * kGramPadding; }
 
-// A little more than was asked: growing is rare, and what is there is not cleared.
+// What is there is not cleared.
 template <typename T>
 T* room(std::vector<T>& memory, int64_t count) {
   if (static_cast<int64_t>(memory.size()) < count) {
-    memory.resize(count + count / 2);
+    memory.resize(count);
   }
   return memory.data();
 }
