@@ -68,7 +68,8 @@ def singular_values(
     zero, for then the whole spectrum is computed. For larger matrices it rests on the random start
     of ``k`` vectors or more, which has a part along every singular vector with probability one:
     values of multiplicity up to ``k`` (disconnected components of equal shape, say) are found as
-    often as they occur. The start is a fixed one, the result the same bits for any number of
+    often as they occur, and more values than ``k`` that differ by less than ``tol`` may stand for
+    one another. The start is a fixed one, the result the same bits for any number of
     threads; another instruction set may round the last bits differently.
 
     Args:
