@@ -2,13 +2,16 @@
 
 Layers as in a ResNet-34 for CIFAR, random masks. The rivals: `numpy.linalg.svd` of the dense
 matrix, `scipy.sparse.linalg.svds` (ARPACK), and `scipy.sparse.linalg.eigsh` on the adjacency matrix
-of the bipartite graph, which is what published code of the field does. The last rows are the whole
-network of 37 layers (Erdos-Renyi kernel densities) in one call, and all its regular subgraphs.
+of the bipartite graph, which is what published code of the field does. The last rows of a density
+are the whole network of 37 layers (Erdos-Renyi kernel densities), each in one call: its masks, its
+absolute weights under the masks, all regular subgraphs of the masks, and the way from dense masks
+to CSR form.
 
 All candidates run in turns in one process, and their values are compared before they are timed.
 """
 
 import argparse
+import os
 import pathlib
 from collections.abc import Callable
 
@@ -20,6 +23,8 @@ from measure import RESULTS, Quartiles, time_interleaved, write_json
 from numpy.typing import NDArray
 
 from fullspectrum_ext import ops
+from fullspectrum_ext.ops import SingularValues
+from fullspectrum_ext.spectral.graph import layer_graph
 
 Values = NDArray[np.float64]
 Calls = dict[str, Callable[[], Values]]
@@ -97,24 +102,79 @@ def layer_calls(mask: scipy.sparse.csr_array) -> Calls:
     return calls
 
 
-def network_calls(generator: np.random.Generator, density: float) -> Calls:
-    """Build the candidates for the whole network."""
+def agree(ours: SingularValues, theirs: Values, name: str) -> None:
+    """Raise unless ours are theirs to 1e-8 of the value, and to 1e-12 of the largest one."""
+    first = theirs[:, :1]
+    error = np.abs(ours.values.numpy() - theirs)
+    assert (error <= 1e-8 * theirs + 1e-12 * first).all(), f"{name}: off by {error.max()}"
+
+
+def exact_values(matrices: list[scipy.sparse.csr_array]) -> Values:
+    """Take the two leading singular values of each from LAPACK."""
+    found = [np.linalg.svd(matrix.toarray(), compute_uv=False)[:2] for matrix in matrices]
+    return np.stack([np.pad(values, (0, 2 - len(values))) for values in found])
+
+
+def network_cases(generator: np.random.Generator, density: float) -> dict[str, Calls]:
+    """Build the candidates for the whole network, after checking ours against LAPACK."""
     layers = resnet34()
     shapes = [(outputs, inputs * area) for outputs, inputs, area in layers]
     densities = erdos_renyi_kernel(layers, density)
     masks = [random_mask(generator, *pair) for pair in zip(shapes, densities, strict=True)]
     fields = [csr_tensors(mask) for mask in masks]
     crows, cols = [crow for crow, _ in fields], [col for _, col in fields]
+    weights = [np.abs(generator.standard_normal(mask.nnz)) for mask in masks]
+    weighted = [
+        scipy.sparse.csr_array((values, mask.indices, mask.indptr), mask.shape)
+        for values, mask in zip(weights, masks, strict=True)
+    ]
+    values = [torch.from_numpy(value.astype(np.float32)) for value in weights]
+    bools = {f"layer {i}": torch.from_numpy(mask.toarray() != 0) for i, mask in enumerate(masks)}
+    groups = ops.regular_subgraphs(crows, cols, shapes)
 
-    def subgraphs() -> Values:
-        groups = ops.regular_subgraphs(crows, cols, shapes)
+    def of_masks() -> SingularValues:
+        return ops.singular_values(crows, cols, None, shapes)
+
+    def of_weights() -> SingularValues:
+        return ops.singular_values(crows, cols, values, shapes)
+
+    def of_subgraphs() -> Values:
         found = ops.subgraph_singular_values(crows, cols, None, shapes, groups)
         return torch.cat([layer.values for layer in found]).numpy()
 
+    def subgraphs_by_eigsh() -> Values:
+        found = [np.zeros(2)]
+        for mask, layer in zip(masks, groups, strict=True):
+            by_column = mask.tocsc()
+            for group in layer:
+                part = by_column[:, group.taps.numpy()].tocsr()
+                part = part[np.diff(part.indptr) > 0]
+                if min(part.shape) > 3:  # eigsh wants more nodes than values
+                    found.append(adjacency_values(part))
+        return np.stack(found)
+
+    agree(of_masks(), exact_values(masks), "masks")
+    single = [matrix.astype(np.float32).astype(np.float64) for matrix in weighted]
+    agree(of_weights(), exact_values(single), "weights")
     return {
-        "fullspectrum": lambda: ops.singular_values(crows, cols, None, shapes).values.numpy(),
-        "fullspectrum, regular subgraphs": subgraphs,
-        "scipy eigsh, adjacency": lambda: np.stack([adjacency_values(mask) for mask in masks]),
+        "network, masks": {
+            "fullspectrum": lambda: of_masks().values.numpy(),
+            "scipy eigsh, adjacency": lambda: np.stack([adjacency_values(m) for m in masks]),
+        },
+        "network, weights": {
+            "fullspectrum": lambda: of_weights().values.numpy(),
+            "scipy eigsh, adjacency": lambda: np.stack([adjacency_values(m) for m in weighted]),
+        },
+        "network, subgraphs": {
+            "fullspectrum": of_subgraphs,
+            "scipy eigsh, adjacency": subgraphs_by_eigsh,
+        },
+        "network, to CSR": {
+            "fullspectrum": lambda: np.array([
+                layer_graph(name, mask).edges for name, mask in bools.items()
+            ]),
+            "torch nonzero": lambda: np.array([len(mask.nonzero()) for mask in bools.values()]),
+        },
     }
 
 
@@ -122,7 +182,7 @@ def show(name: str, density: float, times: dict[str, Quartiles]) -> None:
     """Print one row: ours in milliseconds, the others as multiples of it."""
     ours = times["fullspectrum"].median
     others = [f"{call} {time.median / ours:.1f}x" for call, time in times.items()][1:]
-    print(f"{name:>10} {density:>6} {ours * 1e3:9.2f} ms  " + ", ".join(others), flush=True)
+    print(f"{name:>18} {density:>6} {ours * 1e3:9.2f} ms  " + ", ".join(others), flush=True)
 
 
 def main() -> None:
@@ -131,7 +191,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--layers", nargs="+", choices=LAYERS, default=list(LAYERS))
-    parser.add_argument("--densities", nargs="+", type=float, default=[0.01, 0.1])
+    parser.add_argument("--densities", nargs="+", type=float, default=[0.01, 0.05, 0.1])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
@@ -146,7 +206,7 @@ def main() -> None:
             name: layer_calls(random_mask(generator, LAYERS[name], density))
             for name in options.layers
         }
-        cases["network"] = network_calls(generator, density)
+        cases |= network_cases(generator, density)
         for name, calls in cases.items():
             times = time_interleaved(calls, options.repeats, warmup=1)
             show(name, density, times)
@@ -154,6 +214,7 @@ def main() -> None:
                 "layer": name,
                 "shape": LAYERS.get(name),
                 "density": density,
+                "load": os.getloadavg()[0],
                 "seconds": {call: time._asdict() for call, time in times.items()},
             })
     write_json(options.output, rows)

@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <optional>
@@ -14,6 +15,7 @@
 #include "build_info.h"
 #include "common/cpu_features.h"
 #include "common/csr.h"
+#include "common/mask_csr.h"
 #include "regular_subgraphs/group_taps.h"
 #include "spectrum/cpu_problems.h"
 
@@ -147,13 +149,49 @@ py::tuple singular_values(
     double* bounds = bound.mutable_data();
     {
       py::gil_scoped_release release;
-      const std::vector<int32_t> one_group(csr.cols, 0);
-      std::vector<double> workspace;
-      const auto problems = spectrum::split_columns(csr, value, one_group, 1);
-      spectrum::solve(problems[0], k, tol, workspace, sigmas, bounds);
+      spectrum::GramScratch scratch;
+      spectrum::OwnedProblem problem = spectrum::whole_matrix(csr, value);
+      spectrum::solve(problem, k, tol, spectrum::Method::automatic, scratch, sigmas, bounds);
     }
     return py::make_tuple(sigma, bound);
   });
+}
+
+template <typename index_t>
+py::tuple csr_arrays(
+    const MaskBits& bits, const std::vector<int64_t>& offset, const std::vector<uint64_t>& live
+) {
+  py::array_t<index_t> indptr(offset.size());
+  py::array_t<index_t> indices(offset.back());
+  std::copy(offset.begin(), offset.end(), indptr.mutable_data());
+  index_t* columns = indices.mutable_data();
+  {
+    py::gil_scoped_release release;
+    bits.columns(columns);
+  }
+  int64_t live_columns = 0;
+  for (const uint64_t word : live) {
+    live_columns += MaskBits::ones(word);
+  }
+  return py::make_tuple(indptr, indices, live_columns);
+}
+
+py::tuple mask_to_csr(const py::array_t<bool, py::array::c_style>& mask) {
+  if (mask.ndim() != 2) {
+    throw py::value_error("mask: expected two dimensions, got " + std::to_string(mask.ndim()));
+  }
+  const auto* cells = reinterpret_cast<const uint8_t*>(mask.data());
+  std::optional<MaskBits> bits;
+  std::vector<int64_t> offset;
+  std::vector<uint64_t> live;
+  {
+    py::gil_scoped_release release;
+    bits.emplace(cells, mask.shape(0), mask.shape(1));
+    offset = bits->offsets(live);
+  }
+  constexpr int64_t kLargest = std::numeric_limits<int32_t>::max();
+  const bool fits = std::max({mask.shape(0), mask.shape(1), offset.back()}) <= kLargest;
+  return fits ? csr_arrays<int32_t>(*bits, offset, live) : csr_arrays<int64_t>(*bits, offset, live);
 }
 
 }  // namespace
@@ -171,6 +209,12 @@ PYBIND11_MODULE(_core, m) {
     info["cuda_compiler"] = FULLSPECTRUM_CUDA_COMPILER;
     return info;
   });
+  m.def(
+      "mask_to_csr",
+      &fullspectrum::mask_to_csr,
+      py::arg("mask").noconvert(),
+      "indptr and indices of a bool matrix, and its number of columns with a one."
+  );
   m.def(
       "regular_subgraphs",
       &fullspectrum::regular_subgraphs,

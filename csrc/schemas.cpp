@@ -27,16 +27,17 @@ FULLSPECTRUM_LIBRARY(m) {
       "-> (Tensor, Tensor, Tensor)"
   );
   // pillar 3, eigenvalues: leading singular values [n, k] of n matrices and their error bounds;
-  // values is empty where all entries are one
+  // values is empty where all entries are one; method numbers the CPU's ways (spectrum::Method in
+  // cpu_problems.h), 0 for the cheapest
   m.def(
       "singular_values(Tensor[] crow_indices, Tensor[] col_indices, Tensor[] values, int[] cols, "
-      "int k, float tol) -> (Tensor, Tensor)"
+      "int k, float tol, int method=0) -> (Tensor, Tensor)"
   );
   // the same for groups of columns: taps lists each matrix's groups one after the other, subgraphs
   // their number, taps_of their lengths
   m.def(
       "subgraph_singular_values(Tensor[] crow_indices, Tensor[] col_indices, Tensor[] values, "
-      "int[] cols, Tensor[] taps, int[] subgraphs, int[] taps_of, int k, float tol) "
-      "-> (Tensor, Tensor)"
+      "int[] cols, Tensor[] taps, int[] subgraphs, int[] taps_of, int k, float tol, "
+      "int method=0) -> (Tensor, Tensor)"
   );
 }

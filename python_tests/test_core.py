@@ -3,6 +3,8 @@ import threading
 import numpy as np
 import pytest
 import scipy.sparse
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fullspectrum_ext import _core, numpy_ops, ops
 
@@ -145,3 +147,29 @@ def test_other_threads_run_meanwhile():
     thread.join()
 
     assert counted > 3
+
+
+@given(
+    rows=st.integers(0, 9),
+    cols=st.sampled_from([0, 1, 7, 8, 9, 63, 64, 65, 130]),
+    density=st.sampled_from([0.0, 0.1, 0.7, 1.0]),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=60, deadline=None)
+def test_masks_in_csr_form(rows, cols, density, seed):
+    mask = np.random.default_rng(seed).random((rows, cols)) < density
+
+    indptr, indices, live = _core.mask_to_csr(mask)
+
+    expected = scipy.sparse.csr_array(mask)
+    assert indptr.dtype == indices.dtype == np.int32
+    assert indptr.tolist() == [0, *np.cumsum(mask.sum(axis=1)).tolist()]
+    assert indices.tolist() == expected.indices.tolist()
+    assert live == mask.any(axis=0).sum()
+
+
+def test_masks_that_are_none_are_refused():
+    with pytest.raises(ValueError, match="mask: expected two dimensions, got 1"):
+        _core.mask_to_csr(np.ones(3, dtype=bool))
+    with pytest.raises(TypeError, match="incompatible function arguments"):
+        _core.mask_to_csr(np.ones((3, 3)))

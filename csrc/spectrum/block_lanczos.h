@@ -5,6 +5,7 @@
 
 #include "spectrum/dense_svd.h"
 #include "spectrum/problem.h"
+#include "spectrum/random_start.h"
 
 namespace fullspectrum::spectrum {
 
@@ -117,20 +118,11 @@ class BlockLanczos {
     pending_ = Sizes::smaller(size_.block, m - right_count_);
     for (int64_t at = team_.rank(); at < pending_ * m; at += team_.size()) {
       const double shift = right_count_ == 0 && at < m ? 1 : 0;
-      block[at] = random(right_count_ * m + at) + shift;
+      block[at] = random_start(right_count_ * m + at) + shift;
     }
     team_.sync();
     pending_ = orthonormalise(right_, right_count_, pending_, m, border_, size_.stride(), kNoise);
     fill_zero(border_, size_.block * size_.stride());
-  }
-
-  // A number in [-1/2, 1/2) that depends on `index` alone (splitmix64, Steele et al. 2014).
-  FULLSPECTRUM_DEVICE static double random(int64_t index) {
-    uint64_t bits = static_cast<uint64_t>(index + 1) * 0x9e3779b97f4a7c15u;
-    bits = (bits ^ (bits >> 30)) * 0xbf58476d1ce4e5b9u;
-    bits = (bits ^ (bits >> 27)) * 0x94d049bb133111ebu;
-    bits ^= bits >> 31;
-    return static_cast<double>(bits >> 11) * 0x1p-53 - 0.5;
   }
 
   // The norm below which what is left of an image of unit vectors is noise.

@@ -4,9 +4,22 @@
 #include <vector>
 
 #include "common/csr.h"
+#include "spectrum/gram_lanczos.h"
 #include "spectrum/problem.h"
 
 namespace fullspectrum::spectrum {
+
+// How a problem is solved; the numbers are the operators' argument `method`. The three that work
+// with the Gram matrix give a problem back to golub_kahan where squaring costs too much accuracy,
+// where more than two values of more than 64 are wanted, and where entries are stored twice.
+enum class Method : int64_t {
+  automatic = 0,    // the cheapest of the others, by a model of their cost
+  golub_kahan = 1,  // block Golub-Kahan-Lanczos on the matrix itself
+  bit_gram = 2,     // the Gram matrix counted from rows of bits; with weights as sparse_gram
+  sparse_gram = 3,  // the Gram matrix as a sum of outer products
+  matrix_free = 4,  // two sparse products a step
+};
+constexpr int64_t kMethods = 5;
 
 // A problem with its own memory.
 struct OwnedProblem {
@@ -14,16 +27,63 @@ struct OwnedProblem {
   std::vector<int32_t> column;            // [nnz]
   std::vector<double> row_value;          // [nnz], or empty where all are one
   std::vector<int64_t> column_offset{0};  // [live columns + 1]
-  std::vector<int32_t> row;
+  std::vector<int32_t> row;               // [nnz] once transpose() has run
   std::vector<double> column_value;
+  bool distinct = true;  // whether the columns of every row rise
 
   int64_t rows() const { return static_cast<int64_t>(row_offset.size()) - 1; }
   int64_t columns() const { return static_cast<int64_t>(column_offset.size()) - 1; }
-  Problem view() const;
+  int64_t nnz() const { return static_cast<int64_t>(column.size()); }
+  bool weighted() const { return !row_value.empty(); }
+  Lists row_lists() const;
+  Lists column_lists();
+  Lists tall_lists() { return rows() >= columns() ? row_lists() : column_lists(); }
 
-  // Fills the column side from the row side.
+ private:
   void transpose();
 };
+
+// The whole matrix as one problem, without the rows and columns that are zero.
+template <typename index_t, typename value_t>
+OwnedProblem whole_matrix(const CsrView<index_t>& csr, const value_t* values) {
+  OwnedProblem problem;
+  std::vector<int64_t> entries(csr.cols, 0);
+  problem.column.assign(csr.col_indices, csr.col_indices + csr.nnz);
+  if (values) {
+    problem.row_value.resize(csr.nnz);
+    for (int64_t p = 0; p < csr.nnz; ++p) {
+      problem.row_value[p] = static_cast<double>(values[p]);
+    }
+  }
+  for (int64_t row = 0; row < csr.rows; ++row) {
+    const int64_t end = csr.crow_indices[row + 1];
+    int64_t last = -1;
+    bool rising = true;
+    for (int64_t p = csr.crow_indices[row]; p < end; ++p) {
+      const int64_t col = csr.col_indices[p];
+      rising &= col > last;
+      last = col;
+      ++entries[col];
+    }
+    problem.distinct &= rising;
+    if (end > problem.row_offset.back()) {
+      problem.row_offset.push_back(end);
+    }
+  }
+  std::vector<int32_t> local(csr.cols, 0);  // a live column's number
+  for (int64_t col = 0; col < csr.cols; ++col) {
+    local[col] = static_cast<int32_t>(problem.columns());
+    if (entries[col] > 0) {
+      problem.column_offset.push_back(problem.column_offset.back() + entries[col]);
+    }
+  }
+  if (problem.columns() < csr.cols) {
+    for (int32_t& column : problem.column) {
+      column = local[column];
+    }
+  }
+  return problem;
+}
 
 // One problem a group of columns, without the rows and columns that are zero; O(rows + cols + nnz)
 // for all of them. group_of [cols] names each column's group, -1 for none.
@@ -47,42 +107,55 @@ std::vector<OwnedProblem> split_columns(
       offset.push_back(offset.back() + entries[col]);
     }
   }
-  for (OwnedProblem& problem : problems) {
-    problem.column.reserve(problem.column_offset.back());
-    problem.row_value.reserve(values ? problem.column_offset.back() : 0);
+  std::vector<int32_t*> next_column(groups);
+  std::vector<double*> next_value(groups);
+  std::vector<int64_t> used(groups, 0);
+  for (int64_t group = 0; group < groups; ++group) {
+    OwnedProblem& problem = problems[group];
+    problem.column.resize(problem.column_offset.back());
+    problem.row_value.resize(values ? problem.column_offset.back() : 0);
+    next_column[group] = problem.column.data();
+    next_value[group] = problem.row_value.data();
+    problem.row_offset.clear();
   }
   std::vector<int64_t> last_row(groups, -1);
+  bool distinct = true;
   for (int64_t row = 0; row < csr.rows; ++row) {
+    int64_t last = -1;
     for (int64_t p = csr.crow_indices[row]; p < csr.crow_indices[row + 1]; ++p) {
       const int64_t col = csr.col_indices[p];
-      if (group_of[col] < 0) {
+      distinct &= col > last;
+      last = col;
+      const int32_t group = group_of[col];
+      if (group < 0) {
         continue;
       }
-      OwnedProblem& problem = problems[group_of[col]];
-      if (last_row[group_of[col]] != row) {
-        last_row[group_of[col]] = row;
-        problem.row_offset.push_back(problem.row_offset.back());
+      if (last_row[group] != row) {
+        last_row[group] = row;
+        problems[group].row_offset.push_back(used[group]);
       }
-      ++problem.row_offset.back();
-      problem.column.push_back(local[col]);
+      next_column[group][used[group]] = local[col];
       if (values) {
-        problem.row_value.push_back(static_cast<double>(values[p]));
+        next_value[group][used[group]] = static_cast<double>(values[p]);
       }
+      ++used[group];
     }
   }
-  for (OwnedProblem& problem : problems) {
-    problem.transpose();
+  for (int64_t group = 0; group < groups; ++group) {
+    problems[group].row_offset.push_back(used[group]);
+    problems[group].distinct = distinct;
   }
   return problems;
 }
 
 // The k leading singular values, descending, and their error bounds; exact zeros beyond the number
-// of live rows and columns. `workspace` is memory to use again from call to call.
+// of live rows and columns. `scratch` is memory to use again from call to call.
 void solve(
-    const OwnedProblem& problem,
+    OwnedProblem& problem,
     int64_t k,
     double tol,
-    std::vector<double>& workspace,
+    Method method,
+    GramScratch& scratch,
     double* sigma,  // [k]
     double* bound   // [k]
 );

@@ -60,9 +60,10 @@ std::vector<int64_t> check_matrices(
   return rows;
 }
 
-void check_accuracy(const char* op, int64_t k, double tol) {
+void check_accuracy(const char* op, int64_t k, double tol, int64_t method) {
   STD_TORCH_CHECK(k >= 1, op, ": k must be at least 1, got ", k);
   STD_TORCH_CHECK(tol > 0, op, ": tol must be above 0, got ", tol);
+  STD_TORCH_CHECK(method >= 0 && method <= 4, op, ": method must lie in [0, 4], got ", method);
 }
 
 void check_subgraphs(

@@ -17,7 +17,8 @@ std::vector<int64_t> check_matrices(
     const std::vector<int64_t>& cols
 );
 
-void check_accuracy(const char* op, int64_t k, double tol);
+// `method` numbers the ways of spectrum::Method.
+void check_accuracy(const char* op, int64_t k, double tol, int64_t method);
 
 // The taps of each matrix's subgraphs, one after the other; `taps_of` says how many each subgraph
 // has and `subgraphs` how many of them each matrix has.

@@ -506,11 +506,12 @@ std::tuple<Tensor, Tensor> singular_values_cuda(
     std::vector<Tensor> values,
     std::vector<int64_t> cols,
     int64_t k,
-    double tol
+    double tol,
+    int64_t method  // one way here, block Golub-Kahan-Lanczos: checked and ignored
 ) {
   constexpr const char* kOp = "singular_values";
   const Matrices all = gather(kOp, crow_indices, col_indices, values, cols);
-  check_accuracy(kOp, k, tol);
+  check_accuracy(kOp, k, tol, method);
   const DeviceScope scope(all.like());
   std::vector<int32_t> group;
   for (size_t i = 0; i < cols.size(); ++i) {
@@ -529,12 +530,13 @@ std::tuple<Tensor, Tensor> subgraph_singular_values_cuda(
     std::vector<int64_t> subgraphs,
     std::vector<int64_t> taps_of,
     int64_t k,
-    double tol
+    double tol,
+    int64_t method  // one way here, block Golub-Kahan-Lanczos: checked and ignored
 ) {
   constexpr const char* kOp = "subgraph_singular_values";
   const Matrices all = gather(kOp, crow_indices, col_indices, values, cols);
   check_subgraphs(kOp, all.crow_indices, taps, subgraphs, taps_of);
-  check_accuracy(kOp, k, tol);
+  check_accuracy(kOp, k, tol, method);
   const DeviceScope scope(all.like());
   const int64_t problems = static_cast<int64_t>(taps_of.size());
   const std::vector<int32_t> none(all.all_columns, static_cast<int32_t>(problems));

@@ -41,21 +41,36 @@ def singular_values(
 ) -> SingularValues:
     r"""Compute the leading singular values of a CSR matrix, or of a list of them.
 
-    Block Golub-Kahan-Lanczos bidiagonalisation in ``float64``, matrix-free, on the matrix itself
-    (never on its Gram matrix, so that a value of zero comes out as zero and not as
-    :math:`10^{-8}`). Each value :math:`\sigma` comes with unit vectors :math:`u, v` and the bound
+    On the CPU, for up to two values (any number where one side has at most 64 nodes): the block
+    Lanczos iteration in ``float64`` on the Gram matrix :math:`G` of the shorter side, which is
+    counted from rows of bits for a mask, summed from outer products, or applied as two sparse
+    products, whichever a model of the cost finds cheapest. For an eigenvalue :math:`\theta` of
+    :math:`G` found with the vector :math:`y`
+
+    .. math:: |\sigma - \sigma_j| \le \frac{\rho}{\sigma + \sqrt{\sigma^2 - \rho}},
+        \quad \sigma^2 = \theta, \quad
+        \rho = \frac{\|G y - \theta y\|}{\|y\|} + \varepsilon
+
+    with the residual computed at the end and :math:`\varepsilon` for the rounding of forming
+    :math:`G` and multiplying with it. Where that bound would exceed ``tol`` (a value far below the
+    first, of which squaring leaves little), where entries are stored twice, for more values, and on
+    CUDA: block Golub-Kahan-Lanczos bidiagonalisation of the matrix itself, so that a value of zero
+    comes out as zero and not as :math:`10^{-8}`. Its values come with unit vectors :math:`u, v` and
+    the bound
 
     .. math:: |\sigma - \sigma_j| \le
-        \tfrac{1}{\sqrt 2}\,\bigl\|\,(A v - \sigma u,\; A^T u - \sigma v)\,\bigr\| + \varepsilon
+        \tfrac{1}{\sqrt 2}\,\bigl\|\,(A v - \sigma u,\; A^T u - \sigma v)\,\bigr\| + \varepsilon .
 
-    with the residual computed from the matrix at the end and :math:`\varepsilon` for its rounding.
+    A complete mask has a closed form.
 
     What is certain and what is likely: that a singular value lies within the bound is certain. That
     it is the i-th one is certain too where the matrix has at most 64 rows or columns that are not
     zero, for then the whole spectrum is computed. For larger matrices it rests on the random start
-    of ``k + 1`` vectors, which has a part along every singular vector with probability one: values
-    of multiplicity up to ``k + 1`` (disconnected components of equal shape, say) are found as often
-    as they occur. The start is a fixed one, the result the same bits for any number of threads.
+    of ``k`` vectors or more, which has a part along every singular vector with probability one:
+    values of multiplicity up to ``k`` (disconnected components of equal shape, say) are found as
+    often as they occur, and more values than ``k`` that differ by less than ``tol`` may stand for
+    one another. The start is a fixed one, the result the same bits for any number of
+    threads; another instruction set may round the last bits differently.
 
     Args:
         crow_indices: Start of each row; ``int32`` or ``int64``, shape ``[rows + 1]``. For several
@@ -79,6 +94,8 @@ def singular_values(
             NaN or infinite.
 
     References:
+        Golub, Underwood: The Block Lanczos Method for Computing Eigenvalues, Mathematical Software
+        III, 1977.
         Golub, Luk, Overton: A Block Lanczos Method for Computing the Singular Values and
         Corresponding Singular Vectors of a Matrix, ACM TOMS 7, 1981.
         Baglama, Reichel: Augmented Implicitly Restarted Lanczos Bidiagonalization Methods, SIAM J.
@@ -279,6 +296,7 @@ def _fake(
     cols: list[int],
     k: int,
     tol: float,
+    method: int = 0,
 ) -> tuple[Tensor, Tensor]:
     sigma = crow_indices[0].new_empty((len(cols), k), dtype=torch.float64)
     return sigma, torch.empty_like(sigma)
@@ -295,6 +313,7 @@ def _fake_subgraphs(
     taps_of: list[int],
     k: int,
     tol: float,
+    method: int = 0,
 ) -> tuple[Tensor, Tensor]:
     sigma = crow_indices[0].new_empty((len(taps_of), k), dtype=torch.float64)
     return sigma, torch.empty_like(sigma)

@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fullspectrum_ext import _core
+
 Flavor = Literal["neurips", "iclr"]
 
 
@@ -85,7 +87,12 @@ def layer_graph(name: str, mask: Tensor) -> LayerGraph:
             live_outputs=int(mask.crow_indices().diff().count_nonzero()),
             live_taps=mask.col_indices().unique().numel(),
         )
-    matrix = mask.reshape(shape)
+    matrix = mask.detach().reshape(shape)
+    if mask.device.type == "cpu":
+        indptr, indices, live_taps = _core.mask_to_csr(matrix.contiguous().numpy())
+        crow_indices, col_indices = torch.from_numpy(indptr), torch.from_numpy(indices)
+        live_outputs = int(crow_indices.diff().count_nonzero())
+        return LayerGraph(crow_indices, col_indices, shape, live_outputs, live_taps)
     row_lengths = torch.empty(shape[0], dtype=torch.int64, device=mask.device)
     for rows in row_blocks(shape):
         row_lengths[rows] = matrix[rows].sum(dim=1)
@@ -138,10 +145,19 @@ def kept_values(weight: Tensor, mask: Tensor) -> Tensor:
     values = matrix.new_empty(int(kept.count_nonzero()))
     start = 0
     for rows in row_blocks(shape):
-        part = matrix[rows][kept[rows]].abs()
+        part = matrix[rows].flatten()[_places(kept[rows])].abs()
         values[start : start + part.numel()] = part
         start += part.numel()
     return values
+
+
+def _places(mask: Tensor) -> Tensor:
+    """Return the places of the ones of a mask, read row by row."""
+    row = mask.detach().reshape(1, -1)
+    if mask.device.type != "cpu":
+        return row.nonzero()[:, 1]
+    _, places, _ = _core.mask_to_csr(row.contiguous().numpy())
+    return torch.from_numpy(places)
 
 
 def is_valid(
