@@ -226,8 +226,8 @@ bool GramLanczos::run(int64_t k, double tol, double* sigma, double* bound) {
   projected_ = zeros(scratch_.coordinates, (capacity_ + 2) * row_ + 4);
   border_ = projected_ + (capacity_ + 2) * row_;
   h_ = room(scratch_.dense, capacity_ * row_);
-  theta_ = room(scratch_.small, k + k * row_ + 8 * row_);
-  ritz_ = theta_ + k;
+  theta_ = room(scratch_.small, k + 1 + k * row_ + 8 * row_);
+  ritz_ = theta_ + k + 1;
   work_ = ritz_ + k * row_;
   if (complete) {
     gram_.to_dense(h_);
@@ -282,7 +282,7 @@ bool GramLanczos::run(int64_t k, double tol, double* sigma, double* bound) {
 // Grows the basis until the leading k eigenvalues have converged. False if they do not within the
 // capacity.
 bool GramLanczos::iterate(int64_t k, double tol) {
-  add_random_block(k);
+  add_random_block(std::max(k, kMinBlock));
   int64_t next_check = 8 * k;
   int64_t last_check = 0;
   double last_excess = -std::log(tol);
@@ -308,7 +308,7 @@ bool GramLanczos::iterate(int64_t k, double tol) {
     diagonalise(computed_, row_, k);
     const double excess = finished ? 0 : log_excess(k, tol);
     if (excess <= 0) {
-      return true;
+      return computed_ == size_ || !nearly_coincide(k);
     }
     if (full) {
       return false;
@@ -326,6 +326,21 @@ bool GramLanczos::iterate(int64_t k, double tol) {
     next_check = computed_ +
                  std::max<int64_t>(2 * k, static_cast<int64_t>(std::min(0.9 * wait, 0.6 * here)));
   }
+}
+
+// Whether two of the leading k + 1 eigenvalues are closer than the iteration tells apart, yet not
+// equal. A cluster of more such values than the block has vectors shows as mixtures of them, each
+// close to a value of the cluster, though perhaps not to the i-th one.
+bool GramLanczos::nearly_coincide(int64_t k) const {
+  constexpr double kEqual = 1e-11;
+  constexpr double kApart = 1e-5;
+  for (int64_t i = 0; i < std::min(k, computed_ - 1); ++i) {
+    const double gap = (theta_[i] - theta_[i + 1]) / theta_[0];
+    if (gap > kEqual && gap < kApart) {
+      return true;
+    }
+  }
+  return false;
 }
 
 // The logarithm of how many times too large the worst residual is, estimated from the border; a
@@ -448,7 +463,7 @@ void GramLanczos::diagonalise(int64_t count, int64_t stride, int64_t k) {
   double* off = diagonal + row_;
   double* factor = off + row_;
   kernels_.tridiagonalise(h_, count, stride, diagonal, off, factor, factor + row_);
-  kernels_.leading_eigenvalues(diagonal, off, count, k, theta_);
+  kernels_.leading_eigenvalues(diagonal, off, count, std::min(k + 1, count), theta_);
   for (int64_t i = 0; i < k; ++i) {
     find_eigenvector(i, diagonal, off, count);
   }

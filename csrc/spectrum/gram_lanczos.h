@@ -58,14 +58,15 @@ class GramOperator {
 
 // The leading singular values of A by block Lanczos iteration on its Gram matrix with full
 // reorthogonalisation (Golub, Underwood: The block Lanczos method for computing eigenvalues, 1977).
-// The block has as many vectors as values are wanted, so that a value that is there twice is found
-// twice. Gram matrices of at most 64 rows are diagonalised completely instead.
+// The block has as many vectors as values are wanted (at least two), so that a value that is there
+// twice is found twice. Gram matrices of at most 64 rows are diagonalised completely instead.
 //
 // A residual r of an eigenvalue theta of G is worth r / (sigma + sqrt(theta - r)) in sigma:
 // squaring costs accuracy where sigma is far below the largest one. run() sees that and says so.
 class GramLanczos {
  public:
   static constexpr int64_t kComplete = 64;
+  static constexpr int64_t kMinBlock = 2;
   // Whether the iteration can find so many values.
   static bool can_find(int64_t k, int64_t size) { return k <= 2 || size <= kComplete; }
 
@@ -74,7 +75,8 @@ class GramLanczos {
   GramLanczos(const GramOperator& gram, double rounding, GramScratch& scratch);
 
   // Writes the k <= size leading singular values, descending, and their certified bounds, and
-  // returns true; or returns false where a bound would exceed tol times its value.
+  // returns true; or returns false where a bound would exceed tol times its value, or where values
+  // nearly coincide, which takes a wider block to sort out.
   bool run(int64_t k, double tol, double* sigma, double* bound);
 
  private:
@@ -83,6 +85,7 @@ class GramLanczos {
   void step();
   int64_t orthonormalise(int64_t first, int64_t width, double* coordinates, double noise);
   void project_out(int64_t from, int64_t to, double* block, int64_t width, double* coordinates);
+  bool nearly_coincide(int64_t k) const;
   double log_excess(int64_t k, double tol) const;
   void diagonalise(int64_t count, int64_t stride, int64_t k);
   void find_eigenvector(int64_t i, const double* diagonal, const double* off, int64_t count);
@@ -101,7 +104,7 @@ class GramLanczos {
   double* projected_ = nullptr;  // V^T G V, lower triangle, [capacity + 2, row]
   double* border_ = nullptr;     // coordinates of the last images along the pending vectors, [2, 2]
   double* h_ = nullptr;          // [capacity, row]
-  double* theta_ = nullptr;      // [k]
+  double* theta_ = nullptr;      // [k + 1]
   double* ritz_ = nullptr;       // eigenvectors of the projected matrix, [k, row]
   double* work_ = nullptr;
   int64_t computed_ = 0;    // vectors whose images are in the projected matrix
