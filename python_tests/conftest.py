@@ -1,11 +1,18 @@
 import os
 
 import emulation
+import hypothesis
 import pytest
 import torch
 
 # Where a GPU must be at hand, its absence is a failure and not a skip.
 REQUIRE_GPU = os.environ.get("REQUIRE_GPU") == "1"
+
+
+# The gate decides the same way each time; everywhere else new examples are drawn.
+hypothesis.settings.register_profile("gate", derandomize=True)
+if os.environ.get("CI") == "true":
+    hypothesis.settings.load_profile("gate")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

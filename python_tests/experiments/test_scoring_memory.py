@@ -58,7 +58,10 @@ def checkpoint(tmp_path):
 
 def test_peak_memory_follows_the_largest_layer(checkpoint):
     child = subprocess.run(
-        [sys.executable, "-P", "-c", CHILD, str(checkpoint)], capture_output=True, text=True, check=True
+        [sys.executable, "-P", "-c", CHILD, str(checkpoint)],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     before, peak, layers, *patterns = child.stdout.split()
 
