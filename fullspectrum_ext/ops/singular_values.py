@@ -53,8 +53,8 @@ def singular_values(
 
     with the residual computed at the end and :math:`\varepsilon` for the rounding of forming
     :math:`G` and multiplying with it. Where that bound would exceed ``tol`` (a value far below the
-    first, of which squaring leaves little), where entries are stored twice, for more values, and on
-    CUDA: block Golub-Kahan-Lanczos bidiagonalisation of the matrix itself, so that a value of zero
+    first, of which squaring leaves little), where leading values nearly coincide, where entries are
+    stored twice, for more values, and on CUDA: block Golub-Kahan-Lanczos bidiagonalisation of the matrix itself, so that a value of zero
     comes out as zero and not as :math:`10^{-8}`. Its values come with unit vectors :math:`u, v` and
     the bound
 
@@ -67,10 +67,11 @@ def singular_values(
     it is the i-th one is certain too where the matrix has at most 64 rows or columns that are not
     zero, for then the whole spectrum is computed. For larger matrices it rests on the random start
     of ``k`` vectors or more, which has a part along every singular vector with probability one:
-    values of multiplicity up to ``k`` (disconnected components of equal shape, say) are found as
-    often as they occur, and more values than ``k`` that differ by less than ``tol`` may stand for
-    one another. The start is a fixed one, the result the same bits for any number of
-    threads; another instruction set may round the last bits differently.
+    values that occur several times (disconnected components of equal shape, say) are found as often
+    as they occur, up to ``k`` of them, and up to ``k + 1`` that nearly coincide are told apart. Of
+    more than ``k + 1`` that differ by less than ``tol``, one may stand for another. The start is a
+    fixed one, the result the same bits for any number of threads; another instruction set may round
+    the last bits differently.
 
     Args:
         crow_indices: Start of each row; ``int32`` or ``int64``, shape ``[rows + 1]``. For several
