@@ -54,9 +54,9 @@ def singular_values(
     with the residual computed at the end and :math:`\varepsilon` for the rounding of forming
     :math:`G` and multiplying with it. Where that bound would exceed ``tol`` (a value far below the
     first, of which squaring leaves little), where leading values nearly coincide, where entries are
-    stored twice, for more values, and on CUDA: block Golub-Kahan-Lanczos bidiagonalisation of the matrix itself, so that a value of zero
-    comes out as zero and not as :math:`10^{-8}`. Its values come with unit vectors :math:`u, v` and
-    the bound
+    stored twice, for more values, and on CUDA: block Golub-Kahan-Lanczos bidiagonalisation of the
+    matrix itself, so that a value of zero comes out as zero and not as :math:`10^{-8}`. Its values
+    come with unit vectors :math:`u, v` and the bound
 
     .. math:: |\sigma - \sigma_j| \le
         \tfrac{1}{\sqrt 2}\,\bigl\|\,(A v - \sigma u,\; A^T u - \sigma v)\,\bigr\| + \varepsilon .
