@@ -39,9 +39,10 @@ class DenseSvd {
     }
     form_image(team, t, rows, columns);
     measure(team, rows, columns);
-    // Values that T^T T cannot tell from zero may stand anywhere: then all columns take part.
+    // T^T T knows the vectors of a value to rounding times (first / value)^2: where that is not
+    // enough to tell which columns are the leading ones, all take part.
     const double least = wanted > 0 ? sigma(wanted - 1) : 0;
-    const int64_t leading = least > 1e-6 * sigma(0) ? wanted : columns;
+    const int64_t leading = least > 1e-3 * sigma(0) ? wanted : columns;
     constexpr int kMaxSweeps = 40;
     for (int sweep = 0; sweep < kMaxSweeps; ++sweep) {
       const bool rotated = sweep_once(team, rows, columns, leading);
