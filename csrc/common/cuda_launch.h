@@ -9,6 +9,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "common/ceil_div.h"
+
 #ifdef FULLSPECTRUM_EMULATION
 #include "emulation/emulation.h"
 #else
@@ -33,8 +35,6 @@ namespace fullspectrum {
 constexpr int kWarp = 32;
 // A grid's y and z extents end here; x goes to 2^31 - 1.
 constexpr int64_t kMaxGridY = 65535;
-
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 #ifdef FULLSPECTRUM_EMULATION
 

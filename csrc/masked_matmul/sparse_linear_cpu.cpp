@@ -7,6 +7,7 @@
 #include <new>
 #include <vector>
 
+#include "common/ceil_div.h"
 #include "common/cpu_features.h"
 #include "common/dispatch.h"
 #include "common/library.h"
@@ -18,8 +19,6 @@ namespace {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Memory of one thread, kept from call to call: pages fresh from the system cost more than the
 // products themselves. Very large blocks go back.
