@@ -96,7 +96,7 @@ def full_spectrum(
     graphs = {name: layer_graph(name, masks[name]) for name in names}
     values = None
     if found is not None:
-        values = {name: edge_weights(name, masks[name], found) for name in names}
+        values = {name: edge_weights(name, masks[name], graphs[name], found) for name in names}
     if chain is None:
         chain = chain_of(source, masks) or chain_of(weights, masks)
     effective = effective_densities(masks) if chain else None

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fullspectrum_ext._layers import LayerWeight, model_layers, state_dict_layers
 from fullspectrum_ext.masks import MaskSet
-from fullspectrum_ext.spectral.graph import kept_values
+from fullspectrum_ext.spectral.graph import LayerGraph, kept_values
 
 Source = nn.Module | Mapping[str, Any] | Tensor | Any
 """A model; a mapping of names to masks, weights or SciPy sparse matrices; or one of these alone."""
@@ -49,12 +49,15 @@ def read_source(source: Source, weights: Source | None) -> Layers:
     return Layers(masks, own if weights is None else _read_weights(masks, weights))
 
 
-def edge_weights(name: str, mask: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+def edge_weights(
+    name: str, mask: Tensor, graph: LayerGraph, weights: Mapping[str, Tensor]
+) -> Tensor:
     """Return the absolute weights under a mask, row by row.
 
     Args:
         name: The layer.
         mask: Its mask, bool or CSR.
+        graph: The mask's graph.
         weights: The network's weights.
 
     Returns:
@@ -77,9 +80,7 @@ def edge_weights(name: str, mask: Tensor, weights: Mapping[str, Tensor]) -> Tens
     if is_csr(weight) and weight is mask:
         values = weight.values().abs()
     else:
-        dense = weight.to_dense() if is_csr(weight) else weight
-        kept = mask.to_dense() != 0 if is_csr(mask) else mask
-        values = kept_values(dense, kept)
+        values = kept_values(weight.to_dense() if is_csr(weight) else weight, graph)
     if not bool(values.isfinite().all()):
         raise ValueError(f"weights[{name!r}]: expected finite weights, got NaN or infinity")
     return values
