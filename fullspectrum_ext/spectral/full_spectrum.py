@@ -269,7 +269,7 @@ def _subgraph_spectra(
     for group, (sigma1, sigma2), (weighted1, weighted2) in zip(
         groups, sigmas, weighted, strict=True
     ):
-        taps, degrees = len(group.taps), (group.degree, group.edges / group.live_outputs)
+        taps, degrees = group.taps.numel(), (group.degree, group.edges / group.live_outputs)
         spectra.append(
             SubgraphSpectrum(
                 degree=group.degree,
@@ -300,7 +300,7 @@ def _groups_that_count(
         [
             group
             for group in sorted(groups, key=lambda group: group.degree)
-            if len(group.taps) >= _FEWEST_TAPS[flavor]
+            if group.taps.numel() >= _FEWEST_TAPS[flavor]
             and group.edges
             and is_valid(
                 group.degree, group.edges / group.live_outputs, min_degree, flavor, regular=True
