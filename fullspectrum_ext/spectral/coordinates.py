@@ -136,7 +136,7 @@ class LayerSpectrum:
     @property
     def norm(self) -> float:
         """Euclidean length of :attr:`vector`."""
-        return float(np.linalg.norm(self.vector))
+        return math.hypot(*self.vector.tolist())
 
     @property
     def normalized_gap(self) -> float:
@@ -216,7 +216,7 @@ class FullSpectrum:
         if self.flavor != other.flavor:
             raise ValueError(f"other: expected flavor {self.flavor!r}, got {other.flavor!r}")
         return {
-            name: float(np.linalg.norm(layer.vector - other.layers[name].vector))
+            name: math.dist(layer.vector.tolist(), other.layers[name].vector.tolist())
             for name, layer in self.layers.items()
         }
 

@@ -134,8 +134,11 @@ def _read(
 def _read_tensors(
     source: Mapping[str, Tensor],
 ) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor] | None]:
-    """Masks if all values are 0 or 1, else the layers of a state dict."""
-    if not all(isinstance(value, Tensor) and _is_binary(value) for value in source.values()):
+    """Masks if all are dense and hold 0 and 1 alone, else the layers of a state dict."""
+    if not all(
+        isinstance(value, Tensor) and value.layout == torch.strided and _is_binary(value)
+        for value in source.values()
+    ):
         layers = state_dict_layers(source)
         if layers:
             return _split(layers)
