@@ -12,6 +12,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 import torch
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -118,7 +119,7 @@ class MaskSet(Mapping[str, Tensor]):
         for name, mask in self.items():
             kept, numel = int(mask.count_nonzero()), mask.numel()
             shape = " x ".join(str(size) for size in mask.shape)
-            table.add_row(name, shape, f"{kept} / {numel}", f"{kept / max(numel, 1):.4f}")
+            table.add_row(escape(name), shape, f"{kept} / {numel}", f"{kept / max(numel, 1):.4f}")
         return table
 
     def apply(self, model: nn.Module) -> None:

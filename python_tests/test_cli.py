@@ -185,6 +185,21 @@ def test_score_writes_files_compares_and_names_patterns(tmp_path):
     assert run("score", first, second, "--compare", "--csv").startswith("layer,distance,")
 
 
+def test_tables_show_whole_names_whatever_is_in_them(tmp_path):
+    names = ["[/].weight", "model.layers.0.self_attn.q_proj.weight"]
+    weight = 20 * torch.tensor([1.0, 0.0, 1.0, 0.0]).repeat(16, 8)
+    weight[::2] = weight[::2].roll(1, dims=1)
+    for file in ("a.pt", "b.pt"):
+        torch.save(dict.fromkeys(names, weight), tmp_path / file)
+
+    for arguments in ([tmp_path / "a.pt"], [tmp_path / "a.pt", tmp_path / "b.pt", "--compare"]):
+        outcome = CliRunner().invoke(app, ["score", *map(str, arguments)])
+        assert outcome.exit_code == 0, outcome.exception
+        column = "".join(line.split("  ")[0].strip() for line in outcome.stdout.splitlines())
+        assert all(name in column for name in names)
+    assert " 1:2 " in run("score", tmp_path / "a.pt")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
