@@ -189,8 +189,6 @@ def read_layer(name: str, layer: StoredLayer, state: Mapping[str, Tensor]) -> La
     if layer.weight.rpartition(".")[2] == "crow_indices":
         return _sparse_entry(state, layer.weight.rpartition(".")[0])
     weight = state[layer.weight]
-    if weight.is_meta:
-        raise ValueError(f"{name}: expected values, got a tensor on the meta device")
     if not weight.is_floating_point():
         raise ValueError(f"{name}: expected weights of floating point, got {weight.dtype}")
     if weight.dtype.itemsize == 1:
@@ -308,6 +306,8 @@ def _current_weight(module: nn.Module) -> Tensor:
 
 
 def _masked(name: str, weight: Tensor, mask: Tensor | None) -> LayerWeight:
+    if weight.is_meta:
+        raise ValueError(f"{name}: expected values, got a tensor on the meta device")
     weight = weight.detach()
     if mask is None:
         return LayerWeight(weight, weight != 0)

@@ -268,13 +268,17 @@ def as_mask(name: object, mask: object) -> Tensor:
 
     Raises:
         TypeError: If ``mask`` is not a tensor, or ``name`` not a string.
-        ValueError: If another value than 0 and 1 is in it.
+        ValueError: If another value than 0 and 1 is in it, or none at all (on the meta device).
     """
     if not isinstance(name, str):
         raise TypeError(f"masks: expected parameter names, got {name!r}")
     if not isinstance(mask, Tensor):
         raise TypeError(f"masks[{name!r}]: expected a torch.Tensor, got {type(mask).__name__}")
+    if mask.is_meta:
+        raise ValueError(f"masks[{name!r}]: expected values, got a tensor on the meta device")
     mask = mask.detach()
+    if mask.layout != torch.strided:
+        mask = mask.to_dense()
     if mask.dtype == torch.bool:
         return mask.clone(memory_format=torch.contiguous_format)
     other = (mask != 0) & (mask != 1)

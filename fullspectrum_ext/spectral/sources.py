@@ -64,14 +64,18 @@ def edge_weights(
         One value an edge, ``[edges]``.
 
     Raises:
-        TypeError: If the weight is no tensor.
-        ValueError: If it is missing, of another shape, or not finite.
+        TypeError: If the weight is no tensor, or not of floating point.
+        ValueError: If it is missing, of another shape, without values, or not finite.
     """
     if name not in weights:
         raise ValueError(f"weights: there is none for the mask {name!r}")
     weight = weights[name]
     if not isinstance(weight, Tensor):
         raise TypeError(f"weights[{name!r}]: expected a torch.Tensor, got {type(weight).__name__}")
+    if not weight.is_floating_point():
+        raise TypeError(f"weights[{name!r}]: expected floating point, got {weight.dtype}")
+    if weight.is_meta:
+        raise ValueError(f"weights[{name!r}]: expected values, got a tensor on the meta device")
     if weight.shape != mask.shape:
         raise ValueError(
             f"weights[{name!r}]: expected the mask's shape {tuple(mask.shape)}, "
@@ -80,7 +84,10 @@ def edge_weights(
     if is_csr(weight) and weight is mask:
         values = weight.values().abs()
     else:
-        values = kept_values(weight.to_dense() if is_csr(weight) else weight, graph)
+        dense = weight if weight.layout == torch.strided else weight.to_dense()
+        if dense.dtype.itemsize == 1:
+            dense = dense.float()  # torch can hardly compute with eight bits
+        values = kept_values(dense, graph)
     if not bool(values.isfinite().all()):
         raise ValueError(f"weights[{name!r}]: expected finite weights, got NaN or infinity")
     return values
