@@ -99,9 +99,8 @@ def carry(tensor: Tensor, source: Tensor, fill: float = 0.0) -> Tensor:
         >>> carry(torch.tensor([1.0, 2.0]), torch.tensor([1, -1, 0]), fill=9)
         tensor([2., 9., 1.])
     """
-    if tensor.shape[0] == 0:
-        return tensor.new_full(source.shape, fill)
-    return tensor.index_select(0, source.clamp(min=0)).masked_fill_(source < 0, fill)
+    # -1 is the last element
+    return torch.cat([tensor, tensor.new_full((1,), fill)])[source]
 
 
 def smallest_magnitudes(values: Tensor, k: int) -> Tensor:
@@ -130,10 +129,9 @@ def smallest_magnitudes(values: Tensor, k: int) -> Tensor:
     _checks.check_integer("k", k, 0, values.shape[0])
     if k == 0:
         return values.new_empty(0, dtype=torch.int64)
-    magnitude = values.detach().abs()
-    magnitude = magnitude.masked_fill_(magnitude.isnan(), torch.inf)
-    # its value is exact and the same everywhere; which of equal entries it finds is not
-    threshold = magnitude.kthvalue(k).values
+    magnitude = values.detach().abs().nan_to_num_(nan=torch.inf, posinf=torch.inf)
+    # the values of topk are exact and the same everywhere; which of equal entries it takes is not
+    threshold = magnitude.topk(k, largest=False, sorted=False).values.max()
     dropped = magnitude < threshold
     ties = (magnitude == threshold).nonzero().reshape(-1)
     dropped[ties[ties.numel() - (k - int(dropped.count_nonzero())) :]] = True
