@@ -11,6 +11,7 @@
 #include "common/csr.h"
 #include "common/dispatch.h"
 #include "common/library.h"
+#include "common/parallel.h"
 #include "selection/gradient_tiles.h"
 #include "selection/rank.h"
 #include "selection/search_kernels.h"
@@ -158,13 +159,13 @@ void select(
   const int64_t largest = tiles.largest();
   Candidates<scalar_t> candidates(k, largest);
   const std::unique_ptr<int64_t[]> found(new int64_t[largest]);
-  std::vector<int64_t> number(torch::stable::get_num_threads());
+  std::vector<int64_t> number(thread_count());
   const int64_t parts = static_cast<int64_t>(number.size());
   for (size_t t = 0; t + 1 < tiles.boundary.size(); ++t) {
     const int64_t first = tiles.boundary[t], rows = tiles.boundary[t + 1] - first;
     Tensor product = tiles.product(first, first + rows);
     rank_t* tile = reinterpret_cast<rank_t*>(product.mutable_data_ptr<scalar_t>());
-    torch::stable::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
       for (int64_t part = begin; part < end; ++part) {
         const int64_t from = rows * part / parts, to = rows * (part + 1) / parts;
         mark_stored<scalar_t>(tile + from * csr.cols, csr, first + from, first + to);

@@ -8,6 +8,7 @@
 #include "common/csr.h"
 #include "common/dispatch.h"
 #include "common/library.h"
+#include "common/parallel.h"
 #include "selection/topology_update.h"
 
 namespace fullspectrum {
@@ -44,7 +45,7 @@ int64_t merge_rows(
   const int64_t* drop_end = drop + size.drop;
   const int64_t* grow_end = grow + size.grow;
   std::atomic<int64_t> clashes{0};
-  torch::stable::parallel_for(0, size.rows, kGrain, [&](int64_t begin, int64_t end) {
+  parallel_for(0, size.rows, kGrain, [&](int64_t begin, int64_t end) {
     int64_t clashes_here = 0;
     const int64_t* dropped = std::lower_bound(drop, drop_end, csr.crow_indices[begin]);
     const int64_t* grown = std::lower_bound(grow, grow_end, begin * size.cols);

@@ -86,7 +86,7 @@ def test_any_update_gives_the_reference(rows, cols, density, drop, grow, seed):
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
-def test_every_division_of_the_work_gives_the_reference(threads):
+def test_any_number_of_threads_gives_the_reference(threads):
     arguments = random_update(1000, 50, 0.2, 0.4, 0.1)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
