@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <memory>
-#include <numeric>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -26,17 +25,17 @@ using torch::stable::Tensor;
 constexpr int64_t kTileSize = int64_t{1} << 18;
 
 // The k entries of largest rank among those offered so far, and some more: what an entry must
-// exceed rises only each time the buffer is full. Entries come and stay in row-major order, so
+// exceed rises only each time there are 2 k. Entries come and stay in row-major order, so
 // that of equal entries the first are kept without comparing positions.
 template <typename scalar_t>
 class Candidates {
  public:
   using rank_t = typename Rank<scalar_t>::type;
 
-  // At most `most` entries are added at once.
+  // At most `most` entries are added between two calls of settle().
   Candidates(int64_t k, int64_t most)
       : k_(k),
-        capacity_(k + std::max(k, most)),
+        capacity_(2 * k + most),
         bits_(new rank_t[capacity_]),
         position_(new int64_t[capacity_]) {}
 
@@ -45,16 +44,17 @@ class Candidates {
 
   int64_t size() const { return size_; }
 
-  void make_room(int64_t number) {
-    if (size_ + number > capacity_) {
-      reduce();
-    }
-  }
-
   void add(rank_t bits, int64_t position) {
     bits_[size_] = bits;
     position_[size_] = position;
     ++size_;
+  }
+
+  // Keeps the number of candidates below 2 k.
+  void settle() {
+    if (size_ >= 2 * k_) {
+      reduce();
+    }
   }
 
   // Leaves the k best, and raises the threshold to the last of them.
@@ -179,13 +179,13 @@ void select(
         );
       }
     });
-    candidates.make_room(std::accumulate(number.begin(), number.end(), int64_t{0}));
     for (int64_t part = 0; part < parts; ++part) {
       const int64_t* places = found.get() + rows * part / parts * csr.cols;
       for (int64_t i = 0; i < number[part]; ++i) {
         candidates.add(tile[places[i]], first * csr.cols + places[i]);
       }
     }
+    candidates.settle();
   }
   candidates.reduce();
   STD_TORCH_CHECK(candidates.size() == k, "dense_grad_topk: the gradient holds NaNs of all ones");
