@@ -7,6 +7,8 @@
 // these sources keeps its own copy: the linker never picks one of another instruction set, which
 // the running processor might not know.
 
+#include "common/narrow_floats.h"
+
 #define FULLSPECTRUM_UNROLL _Pragma("GCC unroll 16")
 
 namespace fullspectrum::FULLSPECTRUM_ISA {
@@ -40,6 +42,85 @@ template <typename T>
 void store(T* to, vector_t<T> vector) {
   *reinterpret_cast<typename Vector<T>::unaligned*>(to) = vector;
 }
+
+// ---- float16 and bfloat16 in memory, float32 in registers ---------------------------------------
+
+typedef uint32_t Words __attribute__((vector_size(kVectorBytes)));
+typedef int32_t SignedWords __attribute__((vector_size(kVectorBytes)));
+typedef uint16_t HalfWords
+    __attribute__((vector_size(kVectorBytes / 2), aligned(alignof(uint16_t)), may_alias));
+
+template <typename T>
+Words load_words(const T* from) {
+  return __builtin_convertvector(*reinterpret_cast<const HalfWords*>(from), Words);
+}
+template <typename T>
+void store_words(T* to, Words words) {
+  *reinterpret_cast<HalfWords*>(to) = __builtin_convertvector(words, HalfWords);
+}
+
+template <typename T>
+vector_t<float> load_floats(const T* from) {
+  const Words bits = load_words(from);
+  if constexpr (__is_same(T, BFloat16Bits)) {
+    return reinterpret_cast<vector_t<float>>(bits << 16);
+  } else {
+    const Words magnitude = bits & 0x7fffu;
+    const Words sign = (bits & 0x8000u) << 16;
+    // exponents count from -15 in float16 and from -127 in float32; the largest stays the largest
+    const Words bias = (magnitude >= 0x7c00u) ? Words{} + (224u << 23) : Words{} + (112u << 23);
+    // below the least exponent a float16 is an integer times 2^-24
+    const Words tiny = reinterpret_cast<Words>(
+        __builtin_convertvector(reinterpret_cast<SignedWords>(magnitude), vector_t<float>) *
+        0x1p-24f
+    );
+    const Words value = (magnitude < 0x400u) ? tiny : (magnitude << 13) + bias;
+    return reinterpret_cast<vector_t<float>>(sign | value);
+  }
+}
+
+// Rounds to the nearest, to the even one of two.
+template <typename T>
+void store_floats(T* to, vector_t<float> vector) {
+  const Words bits = reinterpret_cast<Words>(vector);
+  const Words magnitude = bits & 0x7fffffffu;
+  const Words sign = (bits & 0x80000000u) >> 16;
+  Words value;
+  if constexpr (__is_same(T, BFloat16Bits)) {
+    const Words rounded = (magnitude + 0x7fffu + ((magnitude >> 16) & 1u)) >> 16;
+    value = (magnitude > 0x7f800000u) ? Words{} + 0x7fc0u : rounded;
+  } else {
+    const Words rounded = (magnitude - (112u << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+    // the last place of a number in [0.5, 1) is 2^-24, the unit of the float16 below 2^-14
+    const vector_t<float> shifted = reinterpret_cast<vector_t<float>>(magnitude) + 0.5f;
+    const Words tiny = reinterpret_cast<Words>(shifted) - 0x3f000000u;
+    value = (magnitude < (113u << 23)) ? tiny : rounded;
+    value = (magnitude >= 0x47800000u) ? Words{} + 0x7c00u : value;  // 65536: infinite
+    value = (magnitude > 0x7f800000u) ? Words{} + 0x7e00u : value;
+  }
+  store_words(to, sign | value);
+}
+
+// A vector of the numbers at an address, in the type of the computation, whatever they are stored
+// as.
+template <typename T>
+vector_t<compute_t<T>> load_computed(const T* from) {
+  if constexpr (__is_same(T, compute_t<T>)) {
+    return load(from);
+  } else {
+    return load_floats(from);
+  }
+}
+template <typename T>
+void store_computed(T* to, vector_t<compute_t<T>> vector) {
+  if constexpr (__is_same(T, compute_t<T>)) {
+    store(to, vector);
+  } else {
+    store_floats(to, vector);
+  }
+}
+
+// ---- lanes --------------------------------------------------------------------------------------
 
 // Lanes<0, 1, ..., n - 1>, to write shuffles for every register width at once.
 template <int... lane>
