@@ -155,8 +155,8 @@ void for_column_blocks(const SparseRows<index_t>& w, F&& walk) {
   } while (begin < w.cols);
 }
 
-// Between blocks of columns the walk along a row's nonzeros is broken off, and no hardware prefetcher
-// foresees where it goes on.
+// Between blocks of columns the walk along a row's nonzeros is broken off, and no hardware
+// prefetcher foresees where it goes on.
 constexpr int kRowsAhead = 2;
 constexpr int kSegmentBytes = 128;
 
