@@ -14,10 +14,12 @@ FULLSPECTRUM_LIBRARY(m) {
       "row_indices=None, "
       "Tensor? permutation=None) -> Tensor"
   );
-  // its gradient for the stored values: dW_p = sum over the batch of grad[row(p)] x[col(p)]
+  // its gradients: for x, D W, wherever values are given (which needs W^T), and for the values,
+  // D^T x at the stored positions, wherever x is given; empty where not. D is grad.
   m.def(
-      "sparse_linear_grad_values(Tensor grad, Tensor x, Tensor crow_indices, Tensor col_indices, "
-      "Tensor? ccol_indices=None, Tensor? row_indices=None, Tensor? permutation=None) -> Tensor"
+      "sparse_linear_backward(Tensor grad, Tensor? x, Tensor? values, Tensor crow_indices, "
+      "Tensor col_indices, SymInt in_features, Tensor? ccol_indices=None, Tensor? "
+      "row_indices=None, Tensor? permutation=None) -> (Tensor, Tensor)"
   );
   // pillar 2, regular subgraphs: for each layer the input taps sorted by degree, beside each tap
   // its degree and the number of outputs that the taps of this degree touch; layers one after the
