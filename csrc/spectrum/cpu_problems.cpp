@@ -47,18 +47,10 @@ double cost(const OwnedProblem& problem, Method method) {
   const double steps = complete ? 1 : kSteps;
   switch (method) {
     case Method::bit_gram:
-      return 1.5 * entries + narrow * narrow * (1.5 + std::ceil(tall / 512) * 0.5) +
-             steps * 0.12 * narrow * narrow;
-    case Method::sparse_gram: {
-      const std::vector<int64_t>& offset =
-          problem.rows() >= problem.columns() ? problem.row_offset : problem.column_offset;
-      double products = 0;
-      for (size_t i = 0; i + 1 < offset.size(); ++i) {
-        const double length = static_cast<double>(offset[i + 1] - offset[i]);
-        products += length * (length + 1) / 2 + 2 * length;
-      }
-      return 2 * entries + 0.7 * products + narrow * narrow + steps * 0.2 * narrow * narrow;
-    }
+      return 1.5 * entries + narrow * narrow * (0.1 + tall / 64 * 0.03) +
+             steps * 0.08 * narrow * narrow;
+    case Method::sparse_gram:
+      return entries * (3 + (narrow + 64) * 0.025) + steps * 0.12 * narrow * narrow;
     case Method::matrix_free:
       return 2 * entries + (complete ? std::numeric_limits<double>::infinity()
                                      : steps * (2.2 * entries + 2 * tall + 2 * narrow));
@@ -108,17 +100,21 @@ double rounding(const OwnedProblem& problem, Method method) {
 
 GramOperator make_gram(OwnedProblem& problem, Method method, GramScratch& scratch) {
   const int64_t narrow = std::min(problem.rows(), problem.columns());
+  const int64_t tall = std::max(problem.rows(), problem.columns());
+  const bool rows_are_narrow = problem.rows() <= problem.columns();
   switch (method) {
     case Method::bit_gram:
       return GramOperator::from_bits(
           problem.row_lists(),
-          problem.rows() <= problem.columns(),
+          rows_are_narrow,
           narrow,
           std::max(problem.rows(), problem.columns()),
           scratch
       );
     case Method::sparse_gram:
-      return GramOperator::from_lists(problem.tall_lists(), narrow, scratch);
+      return GramOperator::from_lists(
+          rows_are_narrow ? problem.row_lists() : problem.column_lists(), tall, scratch
+      );
     default:
       return GramOperator::matrix_free(problem.tall_lists(), narrow, scratch);
   }
@@ -134,13 +130,9 @@ void golub_kahan(
     OwnedProblem& problem, int64_t k, double tol, GramScratch& scratch, double* sigma, double* bound
 ) {
   const Sizes sizes(problem.rows(), problem.columns(), k);
-  std::vector<double>& workspace = scratch.golub_kahan;
-  if (static_cast<int64_t>(workspace.size()) < sizes.workspace()) {
-    workspace.resize(sizes.workspace());
-  }
   SerialTeam team;
   const Problem view(problem.row_lists(), problem.column_lists());
-  BlockLanczos<SerialTeam> lanczos(team, view, sizes, workspace.data());
+  BlockLanczos<SerialTeam> lanczos(team, view, sizes, room(scratch.golub_kahan, sizes.workspace()));
   lanczos.run(tol, sigma, bound);
 }
 
