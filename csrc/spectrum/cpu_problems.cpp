@@ -23,7 +23,7 @@ bool feasible(const OwnedProblem& problem, Method method) {
   constexpr int64_t kLargestGram = 2048;
   constexpr int64_t kMostBits = int64_t{1} << 32;
   constexpr int64_t kMostCounted = int64_t{1} << 24;  // float32 holds counts up to it exactly
-  constexpr int64_t kLargestBasis = 65536;            // 192 vectors of it are 100 MB
+  constexpr int64_t kLargestBasis = 65536;            // 256 vectors of it are 128 MB
   const int64_t narrow = std::min(problem.rows(), problem.columns());
   const int64_t tall = std::max(problem.rows(), problem.columns());
   switch (method) {
@@ -94,6 +94,9 @@ double rounding(const OwnedProblem& problem, Method method) {
     for (const double value : problem.row_value) {
       squares += value * value;
     }
+    for (const double value : problem.row_single) {
+      squares += value * value;
+    }
   }
   return kEpsilon * units * squares;
 }
@@ -104,13 +107,7 @@ GramOperator make_gram(OwnedProblem& problem, Method method, GramScratch& scratc
   const bool rows_are_narrow = problem.rows() <= problem.columns();
   switch (method) {
     case Method::bit_gram:
-      return GramOperator::from_bits(
-          problem.row_lists(),
-          rows_are_narrow,
-          narrow,
-          std::max(problem.rows(), problem.columns()),
-          scratch
-      );
+      return GramOperator::from_bits(problem.row_lists(), rows_are_narrow, narrow, tall, scratch);
     case Method::sparse_gram:
       return GramOperator::from_lists(
           rows_are_narrow ? problem.row_lists() : problem.column_lists(), tall, scratch
@@ -131,6 +128,7 @@ void golub_kahan(
 ) {
   const Sizes sizes(problem.rows(), problem.columns(), k);
   SerialTeam team;
+  problem.widen();
   const Problem view(problem.row_lists(), problem.column_lists());
   BlockLanczos<SerialTeam> lanczos(team, view, sizes, room(scratch.golub_kahan, sizes.workspace()));
   lanczos.run(tol, sigma, bound);
@@ -139,29 +137,52 @@ void golub_kahan(
 }  // namespace
 
 Lists OwnedProblem::row_lists() const {
-  return {rows(), row_offset.data(), column.data(), weighted() ? row_value.data() : nullptr};
+  return {
+      rows(),
+      row_offset.data(),
+      column.data(),
+      row_value.empty() ? nullptr : row_value.data(),
+      row_single.empty() ? nullptr : row_single.data()
+  };
 }
 
 Lists OwnedProblem::column_lists() {
   if (row.size() != column.size()) {
     transpose();
   }
-  return {columns(), column_offset.data(), row.data(), weighted() ? column_value.data() : nullptr};
+  return {
+      columns(),
+      column_offset.data(),
+      row.data(),
+      column_value.empty() ? nullptr : column_value.data(),
+      column_single.empty() ? nullptr : column_single.data()
+  };
 }
 
 void OwnedProblem::transpose() {
   row.resize(column.size());
   column_value.resize(row_value.size());
+  column_single.resize(row_single.size());
   std::vector<int64_t> next(column_offset.begin(), column_offset.end() - 1);
   for (int64_t r = 0; r < rows(); ++r) {
     for (int64_t p = row_offset[r]; p < row_offset[r + 1]; ++p) {
       const int64_t at = next[column[p]]++;
       row[at] = static_cast<int32_t>(r);
-      if (weighted()) {
+      if (!row_value.empty()) {
         column_value[at] = row_value[p];
+      }
+      if (!row_single.empty()) {
+        column_single[at] = row_single[p];
       }
     }
   }
+}
+
+void OwnedProblem::widen() {
+  row_value.insert(row_value.end(), row_single.begin(), row_single.end());
+  column_value.insert(column_value.end(), column_single.begin(), column_single.end());
+  row_single = {};
+  column_single = {};
 }
 
 void solve(

@@ -17,6 +17,11 @@ typedef double UnalignedPair __attribute__((vector_size(16), aligned(alignof(dou
 Pair load_pair(const double* from) { return *reinterpret_cast<const UnalignedPair*>(from); }
 void store_pair(double* to, Pair pair) { *reinterpret_cast<UnalignedPair*>(to) = pair; }
 
+// The weights of entries: in double or single precision, or all one.
+double weight_of(const double* value, int64_t p) { return value[p]; }
+double weight_of(const float* value, int64_t p) { return static_cast<double>(value[p]); }
+double weight_of(decltype(nullptr), int64_t) { return 1; }
+
 // Where the padding of a row of L ends.
 int64_t padded(int64_t count) { return (count + kGramPadding - 1) / kGramPadding * kGramPadding; }
 
@@ -124,25 +129,25 @@ void bit_gram(
 constexpr int kStripVectors = 8;
 constexpr int64_t kStrip = kStripVectors * kLanes;
 
-// Some entries of a row of A, with indices from `first` on.
-struct Entries {
-  const int32_t* index;
-  const double* value;  // or null where all are one
-  int64_t count;
-  int64_t first;
-};
-
 // row[:] = sum_p value[p] panel[index[p] - first, :] for kVectors vectors of columns, added to what
 // is there unless first is 0.
-template <int kVectors, bool kWeighted>
-void add_entries(const Entries& entries, const double* panel, double* row) {
+template <int kVectors, typename Values>
+void add_entries(
+    const int32_t* index,
+    Values value,
+    int64_t begin,
+    int64_t end,
+    const double* panel,
+    int64_t first,
+    double* row
+) {
   Doubles sum[kVectors];
   for (int v = 0; v < kVectors; ++v) {
-    sum[v] = entries.first > 0 ? load(row + v * kLanes) : Doubles{};
+    sum[v] = first > 0 ? load(row + v * kLanes) : Doubles{};
   }
-  for (int64_t p = 0; p < entries.count; ++p) {
-    const double* from = panel + (entries.index[p] - entries.first) * kStrip;
-    const Doubles factor = Doubles{} + (kWeighted ? entries.value[p] : 1);
+  for (int64_t p = begin; p < end; ++p) {
+    const double* from = panel + (index[p] - first) * kStrip;
+    const Doubles factor = Doubles{} + weight_of(value, p);
     for (int v = 0; v < kVectors; ++v) {
       sum[v] += factor * load(from + v * kLanes);
     }
@@ -152,27 +157,38 @@ void add_entries(const Entries& entries, const double* panel, double* row) {
   }
 }
 
-template <int kVectors>
-void add_to_row(int64_t vectors, const Entries& entries, const double* panel, double* row) {
-  if constexpr (kVectors > 1) {
-    if (vectors < kVectors) {
-      add_to_row<kVectors - 1>(vectors, entries, panel, row);
-      return;
-    }
-  }
-  if (entries.value) {
-    add_entries<kVectors, true>(entries, panel, row);
-  } else {
-    add_entries<kVectors, false>(entries, panel, row);
-  }
+template <typename Values>
+void add_to_row(
+    int64_t vectors,
+    const int32_t* index,
+    Values value,
+    int64_t begin,
+    int64_t end,
+    const double* panel,
+    int64_t first,
+    double* row
+) {
+  static_assert(kStripVectors == 8);
+  using Add = void (*)(const int32_t*, Values, int64_t, int64_t, const double*, int64_t, double*);
+  constexpr Add kAdd[] =
+      {add_entries<1, Values>,
+       add_entries<2, Values>,
+       add_entries<3, Values>,
+       add_entries<4, Values>,
+       add_entries<5, Values>,
+       add_entries<6, Values>,
+       add_entries<7, Values>,
+       add_entries<8, Values>};
+  kAdd[vectors - 1](index, value, begin, end, panel, first, row);
 }
 
 // Some of A's columns at a time, and some of its rows: these as a dense, transposed panel, whose
 // rows the entries of A then add up.
-void sparse_gram(
+template <typename Values>
+void sparse_gram_of(
     const int64_t* offset,
     const int32_t* index,
-    const double* value,
+    Values value,
     int64_t size,
     int64_t length,
     int64_t stride,
@@ -200,20 +216,39 @@ void sparse_gram(
       }
       for (int64_t i = strip; i < smaller(strip + kStrip, size); ++i) {
         for (int64_t p = begin[i]; p < end[i]; ++p) {
-          panel[(index[p] - first) * kStrip + i - strip] = value ? value[p] : 1;
+          panel[(index[p] - first) * kStrip + i - strip] = weight_of(value, p);
         }
       }
       for (int64_t i = strip; i < size; ++i) {
         const int64_t used = smaller(padded(i + 1) - strip, kStrip);
-        const Entries entries{
-            index + begin[i], value ? value + begin[i] : nullptr, end[i] - begin[i], first
-        };
-        add_to_row<kStripVectors>(used / kLanes, entries, panel, gram + i * stride + strip);
+        double* row = gram + i * stride + strip;
+        add_to_row(used / kLanes, index, value, begin[i], end[i], panel, first, row);
       }
     }
   }
   for (int64_t i = 0; i < size; ++i) {
     finish_row(gram + i * stride, i);
+  }
+}
+
+void sparse_gram(
+    const int64_t* offset,
+    const int32_t* index,
+    const double* value,
+    const float* single,
+    int64_t size,
+    int64_t length,
+    int64_t stride,
+    int64_t* part,
+    double* panel,
+    double* gram
+) {
+  if (value) {
+    sparse_gram_of(offset, index, value, size, length, stride, part, panel, gram);
+  } else if (single) {
+    sparse_gram_of(offset, index, single, size, length, stride, part, panel, gram);
+  } else {
+    sparse_gram_of(offset, index, nullptr, size, length, stride, part, panel, gram);
   }
 }
 
@@ -279,11 +314,11 @@ void multiply(
   }
 }
 
-template <bool kWeighted>
-void multiply_some_lists(
+template <typename Values>
+void multiply_lists_of(
     const int64_t* offset,
     const int32_t* index,
-    const double* value,
+    Values value,
     int64_t lists,
     const double* x,
     double* y
@@ -294,21 +329,16 @@ void multiply_some_lists(
     Pair odd = {};
     int64_t p = offset[list];
     for (; p + 2 <= end; p += 2) {
-      if (kWeighted) {
-        even += value[p] * load_pair(x + 2 * index[p]);
-        odd += value[p + 1] * load_pair(x + 2 * index[p + 1]);
-      } else {
-        even += load_pair(x + 2 * index[p]);
-        odd += load_pair(x + 2 * index[p + 1]);
-      }
+      even += weight_of(value, p) * load_pair(x + 2 * index[p]);
+      odd += weight_of(value, p + 1) * load_pair(x + 2 * index[p + 1]);
     }
     if (p < end) {
-      even += (kWeighted ? value[p] : 1.0) * load_pair(x + 2 * index[p]);
+      even += weight_of(value, p) * load_pair(x + 2 * index[p]);
     }
     const Pair image = even + odd;
     for (p = offset[list]; p < end; ++p) {
       double* to = y + 2 * index[p];
-      store_pair(to, load_pair(to) + (kWeighted ? value[p] * image : image));
+      store_pair(to, load_pair(to) + weight_of(value, p) * image);
     }
   }
 }
@@ -317,14 +347,17 @@ void multiply_lists(
     const int64_t* offset,
     const int32_t* index,
     const double* value,
+    const float* single,
     int64_t lists,
     const double* x,
     double* y
 ) {
   if (value) {
-    multiply_some_lists<true>(offset, index, value, lists, x, y);
+    multiply_lists_of(offset, index, value, lists, x, y);
+  } else if (single) {
+    multiply_lists_of(offset, index, single, lists, x, y);
   } else {
-    multiply_some_lists<false>(offset, index, value, lists, x, y);
+    multiply_lists_of(offset, index, nullptr, lists, x, y);
   }
 }
 

@@ -24,7 +24,8 @@ struct GramKernels {
   void (*sparse_gram)(
       const int64_t* offset,  // [size + 1]
       const int32_t* index,   // below length
-      const double* value,    // or null where all are one
+      const double* value,    // or null where all are one or in `single`
+      const float* single,
       int64_t size,
       int64_t length,
       int64_t stride,
@@ -48,7 +49,8 @@ struct GramKernels {
   void (*multiply_lists)(
       const int64_t* offset,  // [lists + 1]
       const int32_t* index,   // below size
-      const double* value,    // or null where all are one
+      const double* value,    // or null where all are one or in `single`
+      const float* single,
       int64_t lists,
       const double* x,  // [size, 2]
       double* y         // [size, 2], zero

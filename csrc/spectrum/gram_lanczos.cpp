@@ -13,8 +13,10 @@ namespace {
 constexpr double kEpsilon = 2.220446049250313e-16;
 // What is left of an image of a unit vector below this part of the norm of G is rounding noise.
 constexpr double kNoise = 256 * kEpsilon;
-// A basis of so many vectors has converged, or would take longer than the fallback.
-constexpr int64_t kCapacity = 192;
+// A basis of so many vectors has converged, or would take longer than the fallback; it takes 128 MB
+// at most.
+constexpr int64_t kCapacity = 512;
+constexpr int64_t kLargestBasis = int64_t{1} << 24;
 constexpr int64_t kBand = 3;  // entries of a row of the projected matrix up to the diagonal
 
 }  // namespace
@@ -29,7 +31,7 @@ GramLanczos::GramLanczos(const GramOperator& gram, double rounding, GramScratch&
 
 bool GramLanczos::run(int64_t k, double tol, double* sigma, double* bound) {
   const bool complete = size_ <= kComplete;
-  capacity_ = complete ? size_ : std::min(size_, kCapacity);
+  capacity_ = complete ? size_ : std::min({size_, kCapacity, kLargestBasis / stride_});
   row_ = padded(capacity_ + 2);
   basis_ = room(scratch_.basis, (capacity_ + 4 + 2 * k) * stride_);
   coordinates_ = room(scratch_.band, 2 * row_ + 4 + (capacity_ + 2) * kBand);
@@ -135,8 +137,8 @@ bool GramLanczos::nearly_coincide(int64_t k) const {
   constexpr double kEqual = 1e-11;
   constexpr double kApart = 1e-5;
   for (int64_t i = 0; i < std::min(k, computed_ - 1); ++i) {
-    const double gap = (theta_[i] - theta_[i + 1]) / theta_[0];
-    if (gap > kEqual && gap < kApart) {
+    const double gap = theta_[i] - theta_[i + 1];
+    if (gap > kEqual * theta_[0] && gap < kApart * theta_[i]) {
       return true;
     }
   }

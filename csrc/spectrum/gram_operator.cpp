@@ -75,6 +75,7 @@ GramOperator GramOperator::from_lists(const Lists& narrow, int64_t length, GramS
       narrow.offset,
       narrow.index,
       narrow.value,
+      narrow.single,
       gram.size_,
       length,
       gram.stride_,
@@ -110,7 +111,9 @@ void GramOperator::multiply(const double* x, int64_t width, double* y) const {
     from[2 * i + 1] = width == 2 ? x[stride_ + i] : 0;
     to[2 * i] = to[2 * i + 1] = 0;
   }
-  gram_kernels().multiply_lists(tall_.offset, tall_.index, tall_.value, tall_.size, from, to);
+  gram_kernels().multiply_lists(
+      tall_.offset, tall_.index, tall_.value, tall_.single, tall_.size, from, to
+  );
   for (int64_t i = 0; i < size_; ++i) {
     for (int64_t t = 0; t < width; ++t) {
       y[t * stride_ + i] = to[2 * i + t];
@@ -128,11 +131,13 @@ void GramOperator::to_dense(double* h) const {
     return;
   }
   std::fill(h, h + size_ * stride_, 0.0);
+  const auto weight = [&](int64_t p) {
+    return tall_.value ? tall_.value[p] : tall_.single ? static_cast<double>(tall_.single[p]) : 1;
+  };
   for (int64_t list = 0; list < tall_.size; ++list) {
     for (int64_t p = tall_.offset[list]; p < tall_.offset[list + 1]; ++p) {
-      const double factor = tall_.value ? tall_.value[p] : 1;
       for (int64_t q = tall_.offset[list]; q < tall_.offset[list + 1]; ++q) {
-        h[tall_.index[p] * stride_ + tall_.index[q]] += factor * (tall_.value ? tall_.value[q] : 1);
+        h[tall_.index[p] * stride_ + tall_.index[q]] += weight(p) * weight(q);
       }
     }
   }
