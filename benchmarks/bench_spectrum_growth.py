@@ -1,9 +1,10 @@
 """How the time for two singular values grows with the number of nonzeros.
 
-Random masks with a mean of 32 entries a row and twice as many columns as rows, and float32 weights
-on them, from 10^4 to 10^8 entries, one call of `ops.singular_values` each. Reported are nanoseconds
-an entry and the exponent of nonzeros in the fitted time, over all sizes and over those beyond the
-largest Gram matrix.
+Random masks with 4096 rows (fewer where that leaves a row less than 16 entries) and float32 weights
+on them, from 10^4 to 10^8 entries, one call of `ops.singular_values` each. There are 4096 columns,
+then so many that half of the matrix is filled: up to 10^6 entries the matrix gets denser, beyond
+that longer, as layers of language models are. Reported are nanoseconds an entry and the exponent of
+the nonzeros in the fitted time, over all sizes and over those beyond the Gram matrices.
 
     python benchmarks/bench_spectrum_growth.py                       # minutes: the largest is 10^8
     python benchmarks/bench_spectrum_growth.py --exponents 8 --append
@@ -23,19 +24,21 @@ from measure import RESULTS, write_json
 
 from fullspectrum_ext import ops
 
-ENTRIES_A_ROW = 32
+ROWS = 4096
+FEWEST_A_ROW = 16
 LARGEST_GRAM = 2048  # rows; see csrc/spectrum/cpu_problems.cpp
 
 
 def random_matrix(entries: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, tuple[int, int]]:
-    """Draw a mask in CSR form: in each row one column of each of 32 equal ranges."""
-    rows = entries // ENTRIES_A_ROW
-    width = max(2 * rows // ENTRIES_A_ROW, 1)  # of a range
+    """Draw a mask in CSR form: each row has one entry in each of equal ranges of columns."""
+    rows = min(ROWS, entries // FEWEST_A_ROW)
+    in_row = round(entries / rows)
+    width = max(ROWS // in_row, 2)  # of a range
     generator = torch.Generator().manual_seed(seed)
-    cols = torch.randint(width, (rows, ENTRIES_A_ROW), generator=generator, dtype=torch.int32)
-    cols += torch.arange(ENTRIES_A_ROW, dtype=torch.int32) * width
-    crow = torch.arange(0, rows * ENTRIES_A_ROW + 1, ENTRIES_A_ROW, dtype=torch.int32)
-    return crow, cols.flatten(), (rows, width * ENTRIES_A_ROW)
+    cols = torch.randint(width, (rows, in_row), generator=generator, dtype=torch.int32)
+    cols += torch.arange(in_row, dtype=torch.int32) * width
+    crow = torch.arange(0, rows * in_row + 1, in_row, dtype=torch.int32)
+    return crow, cols.flatten(), (rows, width * in_row)
 
 
 def measure(exponent: int, repeats: int) -> list[dict[str, Any]]:
