@@ -17,7 +17,7 @@ enum class Method : int64_t {
   automatic = 0,    // the cheapest of the others, by a model of their cost
   golub_kahan = 1,  // block Golub-Kahan-Lanczos on the matrix itself
   bit_gram = 2,     // the Gram matrix counted from rows of bits; with weights as sparse_gram
-  sparse_gram = 3,  // the Gram matrix as a sum of outer products
+  sparse_gram = 3,  // the Gram matrix as a sum over the entries of A
   matrix_free = 4,  // two sparse products a step
 };
 constexpr int64_t kMethods = 5;
