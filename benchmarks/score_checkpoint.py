@@ -32,7 +32,8 @@ def memory(field):
     lines = open("/proc/self/status").read().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 def advance(done, total):
-    print(f"scored {done / 1e9:.2f} of {total / 1e9:.2f} billion weights", file=sys.stderr, flush=True)
+    text = f"scored {done / 1e9:.2f} of {total / 1e9:.2f} billion weights"
+    print(text, file=sys.stderr, flush=True)
 start = memory("VmRSS")
 score = score_file(sys.argv[1], advance=advance)
 print(start, memory("VmHWM"), *sorted(set(score.patterns.values())))
