@@ -12,7 +12,7 @@ SOURCES = pathlib.Path(__file__).resolve().parent.parent / "csrc"
 
 def kernels_in_sources() -> set[str]:
     text = "\n".join(path.read_text() for path in SOURCES.rglob("*.cu"))
-    declared = re.findall(r"__global__ void (?:__launch_bounds__\(\w+\) )?(\w+)\(", text)
+    declared = re.findall(r"__global__ void\s+(?:__launch_bounds__\(\w+\)\s+)?(\w+)\(", text)
     assert len(declared) == text.count("__global__"), "a kernel is declared in another form"
     return set(declared)
 
@@ -37,6 +37,7 @@ def test_the_emulator_runs_every_kernel():
         ops.sparse_linear(x, values, crow_indices, col_indices, 40).sum().backward()
         subgraphs = ops.regular_subgraphs(crow_indices, col_indices, (40, 30))
         ops.singular_values(*layer)
+        ops.singular_values(crow_indices, col_indices, None, (40, 30))
         ops.subgraph_singular_values(*layer, subgraphs)
 
     assert emulation.launched_kernels() == kernels_in_sources()

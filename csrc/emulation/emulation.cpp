@@ -56,6 +56,7 @@ struct Fiber {
   dim3 thread;
   unsigned warp = 0;
   unsigned lane = 0;
+  unsigned exchanges = 0;
   bool done = false;
   Waiting waiting = Waiting::no;
 };
@@ -158,6 +159,7 @@ void prepare(Fiber& fiber, unsigned thread) {
   );
   fiber.warp = thread / 32;
   fiber.lane = thread % 32;
+  fiber.exchanges = 0;
   fiber.done = false;
   fiber.waiting = Waiting::no;
   ucontext_t& context = fiber.context.context;
@@ -214,7 +216,7 @@ void run(const char* kernel, dim3 grid, dim3 dim, size_t shared_bytes, std::func
   while (block.fibers.size() < threads) {
     block.fibers.emplace_back();
   }
-  block.slots.resize((threads + 31) / 32 * 32 * kSlot);
+  block.slots.resize((threads + 31) / 32 * 2 * 32 * kSlot);
   block.shared.resize(shared_bytes);
   for (unsigned z = 0; z < grid.z; ++z) {
     for (unsigned y = 0; y < grid.y; ++y) {
@@ -234,7 +236,10 @@ unsigned lane() { return block.current->lane; }
 void* dynamic_shared() { return block.shared.data(); }
 void sync_block() { wait(Waiting::at_block_barrier); }
 void sync_warp() { wait(Waiting::at_warp_barrier); }
-unsigned char* warp_slots() { return block.slots.data() + block.current->warp * 32 * kSlot; }
+unsigned char* warp_slots() {
+  Fiber& self = *block.current;
+  return block.slots.data() + (2 * self.warp + self.exchanges++ % 2) * 32 * kSlot;
+}
 
 }  // namespace emulation
 
