@@ -195,7 +195,7 @@ class CudaGramLanczos : private TeamVectors<CudaTeam> {
     pending_ = computed_ < size_ ? found : 0;
   }
 
-  // y_t = G x_t for one or two vectors. A warp owns four rows, so that enough reads are on their
+  // y_t = G x_t for one or two vectors. A warp owns eight rows, so that enough reads are on their
   // way at once: one block has a whole matrix to read.
   __device__ void multiply_gram(const double* x, int64_t width, double* y) {
     if (gram_.rounded == nullptr) {
@@ -203,7 +203,7 @@ class CudaGramLanczos : private TeamVectors<CudaTeam> {
       multiply(narrow_, image_, tall_.size, y, width);
       return;
     }
-    constexpr int kRows = 4;
+    constexpr int kRows = 8;
     const double* second = width == 2 ? x + size_ : x;
     for (int64_t first = kRows * team_.worker(); first < size_; first += kRows * team_.workers()) {
       const float* entry[kRows];

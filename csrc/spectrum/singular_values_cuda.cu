@@ -32,7 +32,6 @@ using spectrum::Sizes;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr int kGramThreads = 512;
 constexpr int kThreads = 256;
 // Workspace of the problems that are solved at the same time; one larger problem alone may take
 // more. Small on the emulator, so that its tests see several rounds.
@@ -45,11 +44,11 @@ constexpr int64_t kWorkspaceBytes = int64_t{1} << 30;
 // Solves one problem a block by the iteration on its Gram matrix, see gram_lanczos_cuda.h. Leaves
 // solved[p] zero where that cannot reach the tolerance.
 //
-// Rows of the matrix are read coalesced, a warp four of them; basis vectors are contiguous, so
+// Rows of the matrix are read coalesced, a warp eight of them; basis vectors are contiguous, so
 // inner products (a warp each) and updates (a thread an element) are coalesced too; products with
-// the lists gather, a thread a list. Launch: grid problems, block 64 to 512. Slow when one problem
+// the lists gather, a thread a list. Launch: grid problems, block 64 to 256. Slow when one problem
 // is much larger than the others, or alone.
-__global__ void __launch_bounds__(kGramThreads) gram_lanczos_kernel(
+__global__ void __launch_bounds__(kThreads) gram_lanczos_kernel(
     GramProblems problems,
     int64_t first_problem,
     bool automatic,  // whether a closed form may answer
@@ -58,7 +57,7 @@ __global__ void __launch_bounds__(kGramThreads) gram_lanczos_kernel(
     double* __restrict__ bound,   // [problems, k], zeros
     int64_t* __restrict__ solved  // [problems], zeros
 ) {
-  __shared__ int flags[kGramThreads / kWarp];
+  __shared__ int flags[kThreads / kWarp];
   const int64_t p = first_problem + blockIdx.x;
   const Problem problem = problems.problem(p);
   const int64_t size = problem.narrow.size;
@@ -100,7 +99,7 @@ __global__ void __launch_bounds__(kGramThreads) gram_lanczos_kernel(
 }
 
 // Solves one problem a block without its Gram matrix, see block_lanczos.h: those that are not
-// solved yet. Memory and launch as above, block 64 to 256.
+// solved yet. Memory and launch as above.
 __global__ void __launch_bounds__(kThreads) block_lanczos_kernel(
     GramProblems problems,
     int64_t first_problem,
@@ -224,8 +223,8 @@ std::vector<Round> plan_rounds(
   return rounds;
 }
 
-dim3 block_for(int64_t nodes, int64_t most) {
-  return dim3(std::clamp<int64_t>(ceil_div(nodes, kWarp) * kWarp, 64, most));
+dim3 block_for(int64_t nodes) {
+  return dim3(std::clamp<int64_t>(ceil_div(nodes, kWarp) * kWarp, 64, kThreads));
 }
 
 // Everything is launched without waiting for the device: sizes that only it knows are bounded by
@@ -279,7 +278,7 @@ std::tuple<Tensor, Tensor> solve_all(
     if (round.gram > 0) {
       launch(
           scope,
-          {"gram_lanczos_kernel", grid, block_for(round.gram, kGramThreads)},
+          {"gram_lanczos_kernel", grid, block_for(round.gram)},
           gram_lanczos_kernel,
           view,
           round.begin,
@@ -292,7 +291,7 @@ std::tuple<Tensor, Tensor> solve_all(
     }
     launch(
         scope,
-        {"block_lanczos_kernel", grid, block_for(round.tall, kThreads)},
+        {"block_lanczos_kernel", grid, block_for(round.tall)},
         block_lanczos_kernel,
         view,
         round.begin,
