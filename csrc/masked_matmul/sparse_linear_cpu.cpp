@@ -11,6 +11,7 @@
 #include "common/cpu_features.h"
 #include "common/dispatch.h"
 #include "common/library.h"
+#include "common/parallel.h"
 #include "masked_matmul/panel_kernels.h"
 #include "masked_matmul/sparse_linear.h"
 
@@ -152,12 +153,12 @@ void multiply(
   check_indices(op, kernels, crow, col, size);
   const Panels<scalar_t> panels{size.batch};
   const bool threaded = (size.nnz + kRowCost * size.out) * size.batch >= kWorthThreads;
-  const int64_t threads = threaded ? torch::stable::get_num_threads() : 1;
+  const int64_t threads = threaded ? thread_count() : 1;
   const bool even = panels.count() % threads == 0 || panels.count() >= 4 * threads;
   const int64_t chunks = even ? 1 : threads;
   const std::vector<int64_t> boundary = balanced_rows(crow, size.out, chunks);
   const int64_t tasks = panels.count() * chunks;
-  torch::stable::parallel_for(0, tasks, threaded ? 1 : tasks, [&](int64_t begin, int64_t end) {
+  parallel_for(0, tasks, threaded ? 1 : tasks, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end;) {
       const int64_t panel = task / chunks;
       const int64_t stop = std::min(end, (panel + 1) * chunks);
@@ -203,13 +204,13 @@ void sample(
     return;
   }
   const bool threaded = size.nnz * size.batch >= kWorthThreads;
-  const int64_t threads = threaded ? torch::stable::get_num_threads() : 1;
+  const int64_t threads = threaded ? thread_count() : 1;
   const int64_t groups = std::min({panels.count(), threads, kMaxGroups});
   const int64_t chunks = ceil_div(threads, groups);
   const std::vector<int64_t> boundary = balanced_rows(crow, size.out, chunks);
   // The first group's results go to `out` itself.
   std::unique_ptr<scalar_t[]> others(new scalar_t[(groups - 1) * size.nnz]);
-  torch::stable::parallel_for(0, groups * chunks, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, groups * chunks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t group = task / chunks, chunk = task % chunks;
       scalar_t* result = group == 0 ? out : others.get() + (group - 1) * size.nnz;
@@ -229,7 +230,7 @@ void sample(
     }
     scratch.release_if_large();
   });
-  torch::stable::parallel_for(0, size.nnz, kWorthThreads, [&](int64_t begin, int64_t end) {
+  parallel_for(0, size.nnz, kWorthThreads, [&](int64_t begin, int64_t end) {
     for (int64_t group = 1; group < groups; ++group) {
       const scalar_t* partial = others.get() + (group - 1) * size.nnz;
       for (int64_t p = begin; p < end; ++p) {
