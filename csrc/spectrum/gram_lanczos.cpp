@@ -6,7 +6,6 @@
 
 #include "common/cpu_features.h"
 #include "spectrum/random_start.h"
-#include "spectrum/tridiagonal.h"
 
 namespace fullspectrum::spectrum {
 namespace {
@@ -33,6 +32,79 @@ T* zeros(std::vector<T>& memory, int64_t count) {
   T* data = room(memory, count);
   std::fill(data, data + count, T{0});
   return data;
+}
+
+// Solves (T - shift) x = x for a symmetric tridiagonal T by elimination with row exchanges; a pivot
+// below `least` is replaced by it. work [3, size].
+void solve_shifted(
+    const double* diagonal,
+    const double* off,
+    int64_t size,
+    double shift,
+    double least,
+    double* work,
+    double* x
+) {
+  double* pivot = work;
+  double* first = work + size;  // the entries right of the pivot
+  double* second = first + size;
+  double here = diagonal[0] - shift;
+  double right = size > 1 ? off[0] : 0;
+  for (int64_t i = 0; i < size; ++i) {
+    if (i + 1 == size) {
+      pivot[i] = std::fabs(here) < least ? least : here;
+      break;
+    }
+    const double below = off[i];
+    const double next = diagonal[i + 1] - shift;
+    const double after = i + 2 < size ? off[i + 1] : 0;
+    if (std::fabs(here) >= std::fabs(below)) {
+      pivot[i] = std::fabs(here) < least ? least : here;
+      first[i] = right;
+      second[i] = 0;
+      const double factor = below / pivot[i];
+      x[i + 1] -= factor * x[i];
+      here = next - factor * right;
+      right = after;
+    } else {
+      pivot[i] = below;
+      first[i] = next;
+      second[i] = after;
+      const double factor = here / below;
+      std::swap(x[i], x[i + 1]);
+      x[i + 1] -= factor * x[i];
+      here = right - factor * next;
+      right = -factor * after;
+    }
+  }
+  for (int64_t i = size - 1; i >= 0; --i) {
+    double sum = x[i];
+    sum -= i + 1 < size ? first[i] * x[i + 1] : 0;
+    sum -= i + 2 < size ? second[i] * x[i + 2] : 0;
+    x[i] = sum / pivot[i];
+  }
+}
+
+double inner(const double* x, const double* y, int64_t count) {
+  double sum = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    sum += x[i] * y[i];
+  }
+  return sum;
+}
+
+void normalise(double* x, int64_t count) {
+  double largest = 0;  // squares of the result of a nearly singular system may overflow
+  for (int64_t i = 0; i < count; ++i) {
+    largest = std::max(largest, std::fabs(x[i]));
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    x[i] /= largest;
+  }
+  const double norm = std::sqrt(inner(x, x, count));
+  for (int64_t i = 0; i < count; ++i) {
+    x[i] /= norm;
+  }
 }
 
 }  // namespace
