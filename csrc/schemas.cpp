@@ -29,8 +29,8 @@ FULLSPECTRUM_LIBRARY(m) {
       "-> (Tensor, Tensor, Tensor)"
   );
   // pillar 3, eigenvalues: leading singular values [n, k] of n matrices and their error bounds;
-  // values is empty where all entries are one; method numbers the CPU's ways (spectrum::Method in
-  // cpu_problems.h), 0 for the cheapest
+  // values is empty where all entries are one; method numbers the ways (spectrum/method.h), 0 for
+  // the cheapest
   m.def(
       "singular_values(Tensor[] crow_indices, Tensor[] col_indices, Tensor[] values, int[] cols, "
       "int k, float tol, int method=0) -> (Tensor, Tensor)"
