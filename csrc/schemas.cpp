@@ -19,6 +19,8 @@ FULLSPECTRUM_LIBRARY(m) {
       "sparse_linear_grad_values(Tensor grad, Tensor x, Tensor crow_indices, Tensor col_indices, "
       "Tensor? ccol_indices=None, Tensor? row_indices=None, Tensor? permutation=None) -> Tensor"
   );
+  // for layers that stay dense: x = x where mask, 0 elsewhere
+  m.def("keep_masked_(Tensor(a!) x, Tensor mask) -> ()");
   // pillar 2, regular subgraphs: for each layer the input taps sorted by degree, beside each tap
   // its degree and the number of outputs that the taps of this degree touch; layers one after the
   // other

@@ -35,6 +35,7 @@ def test_the_emulator_runs_every_kernel():
     with emulation.active():
         values.requires_grad_()
         ops.sparse_linear(x, values, crow_indices, col_indices, 40).sum().backward()
+        ops.keep_masked_(torch.randn(40, 30), mask)
         subgraphs = ops.regular_subgraphs(crow_indices, col_indices, (40, 30))
         ops.singular_values(*layer)
         ops.subgraph_singular_values(*layer, subgraphs)

@@ -8,6 +8,7 @@ from fullspectrum_ext.ops.csr import (
     csr_to_dense,
     csr_transpose,
 )
+from fullspectrum_ext.ops.keep_masked import keep_masked_
 from fullspectrum_ext.ops.regular_subgraphs import RegularSubgraph, regular_subgraphs
 from fullspectrum_ext.ops.singular_values import (
     SingularValues,

@@ -60,6 +60,23 @@ def sparse_linear_grad_values(
     return dense[_row_indices(crow_indices), col_indices.long()]
 
 
+def keep_masked_(x: Tensor, mask: Tensor) -> Tensor:
+    """Set ``x`` to zero where ``mask`` is False, in place.
+
+    Args:
+        x: Any shape.
+        mask: Bool tensor of the same shape.
+
+    Returns:
+        ``x`` itself.
+
+    Example:
+        >>> keep_masked_(torch.tensor([1.0, 2.0]), torch.tensor([True, False]))
+        tensor([1., 0.])
+    """
+    return x.masked_fill_(~mask, 0)
+
+
 def _row_indices(crow_indices: Tensor) -> Tensor:
     rows = torch.arange(crow_indices.numel() - 1, device=crow_indices.device)
     return torch.repeat_interleave(rows, crow_indices.diff())
