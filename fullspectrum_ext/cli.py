@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 
 from fullspectrum_ext import _core
 from fullspectrum_ext._files import write_atomically
+from fullspectrum_ext._progress import LateProgress
 from fullspectrum_ext.experiments.comparison import (
     compare,
     comparison_rows,
@@ -29,7 +30,7 @@ from fullspectrum_ext.experiments.environment import information
 from fullspectrum_ext.experiments.extras import MissingExtraError
 from fullspectrum_ext.experiments.folder import RunFolder
 from fullspectrum_ext.experiments.models import MODELS
-from fullspectrum_ext.experiments.progress import ScoringProgress, TrainingProgress
+from fullspectrum_ext.experiments.progress import TrainingProgress
 from fullspectrum_ext.experiments.pruning import prune_by_name
 from fullspectrum_ext.experiments.report import draw_figure, results_table
 from fullspectrum_ext.experiments.scoring import FileScore, draw_spectra, score_file
@@ -227,9 +228,9 @@ def score(
     if comparing and len(set(files)) != 2:
         raise ValueError(f"--compare: expected two different files, got {len(set(files))}")
     scores: dict[str, FileScore] = {}
-    with ScoringProgress() as progress:
+    with LateProgress() as progress:
         for file in files:
-            progress.start_file(str(file))
+            progress.start(str(file))
             scores[str(file)] = score_file(
                 file,
                 include=include or None,

@@ -132,7 +132,7 @@ def test_removed_weights_stay_exactly_zero_through_any_optimizer(name, accumulat
         assert not torch.equal(layer.weight, old)
         state = optimizer.state[layer.weight]
         for key, tensor in state.items():
-            # factors of a matrix have another shape; step sizes and Adamax's maxima do not start at 0
+            # factors have another shape; step sizes and Adamax's maxima do not start at 0
             if tensor.shape == layer.weight.shape and key not in {"step_size", "exp_inf"}:
                 assert not tensor[~layer.mask].any(), key
 
