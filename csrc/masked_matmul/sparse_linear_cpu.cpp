@@ -1,16 +1,15 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
-#include <cstddef>
 #include <limits>
 #include <memory>
-#include <new>
 #include <vector>
 
 #include "common/ceil_div.h"
 #include "common/cpu_features.h"
 #include "common/dispatch.h"
 #include "common/library.h"
+#include "common/scratch.h"
 #include "masked_matmul/panel_kernels.h"
 #include "masked_matmul/sparse_linear.h"
 
@@ -19,37 +18,6 @@ namespace {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-
-// Memory of one thread, kept from call to call: pages fresh from the system cost more than the
-// products themselves. Very large blocks go back.
-class Scratch {
- public:
-  template <typename T>
-  T* reserve(int64_t count) {
-    const size_t bytes = static_cast<size_t>(count) * sizeof(T);
-    if (bytes > bytes_) {
-      block_.reset();
-      block_.reset(static_cast<std::byte*>(::operator new(bytes, kAlignment)));
-      bytes_ = bytes;
-    }
-    return reinterpret_cast<T*>(block_.get());
-  }
-  void release_if_large() {
-    if (bytes_ > kLargeBytes) {
-      block_.reset();
-      bytes_ = 0;
-    }
-  }
-
- private:
-  static constexpr std::align_val_t kAlignment{64};
-  static constexpr size_t kLargeBytes = size_t{16} << 20;
-  struct Free {
-    void operator()(std::byte* block) const { ::operator delete(block, kAlignment); }
-  };
-  std::unique_ptr<std::byte, Free> block_;
-  size_t bytes_ = 0;
-};
 
 thread_local Scratch scratch;
 
