@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fullspectrum_ext import _checks
-from fullspectrum_ext.ops import keep_masked_
+from fullspectrum_ext import _checks, ops  # noqa: F401 (ops registers the operators)
 
 
 class _KeepMasked(torch.autograd.Function):
@@ -17,15 +16,10 @@ class _KeepMasked(torch.autograd.Function):
     step, where a product with the mask would take five and a copy of the weight.
     """
 
-    generate_vmap_rule = True
-
     @staticmethod
-    def forward(weight: Tensor, mask: Tensor) -> Tensor:
+    def forward(ctx: Any, weight: Tensor, mask: Tensor) -> Tensor:
+        ctx.save_for_backward(mask)
         return weight.view_as(weight)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[1])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
@@ -34,7 +28,8 @@ class _KeepMasked(torch.autograd.Function):
         # product with the weight is the only use of this function's result.
         if torch.is_grad_enabled() or not grad.is_contiguous():
             return torch.where(mask, grad, 0), None
-        return keep_masked_(grad, mask), None
+        torch.ops.fullspectrum.keep_masked_.default(grad, mask)
+        return grad, None
 
 
 class _Masked(nn.Module):
@@ -67,6 +62,10 @@ class _Masked(nn.Module):
         self.weight.copy_(torch.where(self.mask, self.weight, 0))
 
     def _masked_weight(self) -> Tensor:
+        # A graph compiler, and torch.func, want plain operations to look into. A function with
+        # setup_context would serve torch.func too, at four times the cost of a call.
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+            return torch.where(self.mask, self.weight, 0)
         return cast(Tensor, _KeepMasked.apply(self.weight, self.mask))
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
