@@ -5,15 +5,13 @@ usual way to train a sparse network: the weight is multiplied by its mask in eve
 "ours" is `sparsify(model, masks, backend="auto", example=batch)`. The masks are random and of equal
 sparsity in every layer but the first and the last, which stay dense, as is usual.
 
-All three run in turns in one process. Memory is counted: bytes of weights, gradients, Adam's state,
-masks and indices; `peak` is what the process grew by during the first steps of one form, where
-/proc says so.
+All three run in turns in one process. The memory is counted: bytes of weights, gradients, Adam's
+state, masks and indices. Choose parts by --models and --sparsities; --output then names their file.
 """
 
 import argparse
 import copy
 import pathlib
-import resource
 
 import torch
 from measure import RESULTS, time_interleaved, write_json
@@ -38,13 +36,13 @@ class _Mask(nn.Module):
 
 
 def masks_of(model: nn.Module, sparsity: float) -> dict[str, Tensor]:
-    """Random masks for all weights but the first and the last."""
+    """Draw masks for all weights but the first and the last."""
     weights = [name for name, parameter in model.named_parameters() if parameter.dim() > 1]
     return {name: torch.rand(model.get_parameter(name).shape) >= sparsity for name in weights[1:-1]}
 
 
 def forms(name: str, sparsity: float, x: Tensor) -> dict[str, nn.Module]:
-    """The network in its three forms."""
+    """Build the network in its three forms."""
     dense = build_model(name, SHAPE, CLASSES, seed=0)
     if sparsity == 0:
         return {"dense": dense}
@@ -91,9 +89,7 @@ def main() -> None:
     x, y = torch.randn(options.batch, *SHAPE), torch.randint(CLASSES, (options.batch,))
 
     rows = []
-    print(
-        "      model sparsity            form  images/s  x dense  MB held (of dense)  sparse layers"
-    )
+    print("      model sparsity            form  images/s  x dense  MB (of dense)  sparse layers")
     for name in options.models:
         for sparsity in options.sparsities:
             models = forms(name, sparsity, x)
@@ -116,7 +112,6 @@ def main() -> None:
                     "training_bytes": held,
                     "sparse_layers": sparse,
                 })
-    print(f"peak memory of the process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss} KiB")
     output = options.output or RESULTS / "cpu" / "training.json"
     write_json(output, rows)
     print(f"written to {output}")
