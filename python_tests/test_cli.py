@@ -25,6 +25,17 @@ def run(*arguments, code=0):
     return re.sub(r"[\s│]+", " ", result.output)
 
 
+def test_bench_shows_every_layer_and_the_sums(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    arguments = ("bench", "--batch", 2, "--sparsity", "0.9", "--threads", 1)
+    shown = run(*arguments)
+    for text in ("mlp, batch 2, 1 threads", "fc3.weight 2x100 0.9", "break-even", "all layers"):
+        assert text in shown
+    found = json.loads(CliRunner().invoke(app, [*map(str, arguments), "--json"]).stdout)
+    assert [row["layer"] for row in found["rows"]] == ["fc1.weight", "fc2.weight", "fc3.weight"]
+    assert "--sparsity: expected numbers" in run("bench", "--sparsity", "much", code=2)
+
+
 def start(*arguments, **options):
     """Start the command in a process of its own."""
     command = [sys.executable, "-P", "-c", "from fullspectrum_ext.cli import main; main()"]

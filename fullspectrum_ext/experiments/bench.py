@@ -22,7 +22,7 @@ from fullspectrum_ext.nn.timing import LayerUse, layer_uses, time_steps
 
 DENSE = "dense"
 _SECONDS = 0.3  # for one layer at one sparsity
-_HALF = 0.5  # measured as well, so that a break-even is not far from what was measured
+_ANCHORS = (0.5, 0.95)  # measured as well, so that a break-even lies near what was measured
 _FORMS = (DENSE, MASKED, SPARSE)
 
 Number = TypeVar("Number", int, float)
@@ -141,7 +141,7 @@ def _rows(
     if not layers:
         raise ValueError("model: expected Linear or Conv2d layers, it has none")
     uses = layer_uses(network, layers, x)
-    cells = list(dict.fromkeys((*sparsities, _HALF)))
+    cells = list(dict.fromkeys((*sparsities, *_ANCHORS)))
     measured: dict[str, dict[float, dict[str, Any]]] = {}
     rows = []
     for done, (name, layer) in enumerate(layers.items()):
@@ -183,6 +183,7 @@ def _cell(layer: nn.Module, uses: list[LayerUse], sparsity: float) -> dict[str, 
     rounds = min(len(times[DENSE]) for times in turns)
     times = {form: [sum(turn[form][i] for turn in turns) for i in range(rounds)] for form in forms}
     return {
+        "density": int(mask.sum()) / mask.numel(),
         "seconds": {form: statistics.median(seconds) for form, seconds in times.items()},
         "bytes": {form: training_bytes(module) for form, module in forms.items()},
         "choice": choose(times[SPARSE], times[MASKED]).backend,
@@ -192,9 +193,11 @@ def _cell(layer: nn.Module, uses: list[LayerUse], sparsity: float) -> dict[str, 
 def _break_even(cells: Mapping[float, Mapping[str, Any]]) -> float | None:
     """Return the sparsity from which on the sparse layer is faster; None: never."""
     # where the straight line through its seconds over the density meets the dense layer's
-    densities = [1 - sparsity for sparsity in cells]
+    densities = [cell["density"] for cell in cells.values()]
     seconds = [cell["seconds"][SPARSE] for cell in cells.values()]
     dense = statistics.median(cell["seconds"][DENSE] for cell in cells.values())
+    if len(set(densities)) < 2:
+        return None  # a handful of weights, of which the masks keep as many at each sparsity
     slope, overhead = statistics.linear_regression(densities, seconds)
     if overhead >= dense:
         return None
