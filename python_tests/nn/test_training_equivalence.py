@@ -1,7 +1,9 @@
 """A sparse and a dense-masked network from one seed stay within rounding while they train.
 
-In float64 the bound is tight. In float32 two hundred steps multiply the rounding of each product:
-the bounds below are several times what was seen, and far below what a wrong gradient leaves.
+In float64 the bound is tight. In float32 a ReLU whose input lies within rounding of zero may go
+either way, and from there two runs part: torch's own dense network in float32 leaves its float64
+run likewise (3e-3 after 20 steps of SGD, 0.7 after 200). So float32 is compared with softplus in
+its place, where two hundred steps only multiply the rounding of each product.
 """
 
 import copy
@@ -15,12 +17,12 @@ from fullspectrum_ext.nn import densify, sparsify
 
 STEPS = 200
 OPTIMIZERS = {
-    "sgd": lambda p: torch.optim.SGD(p, 0.05, momentum=0.9, weight_decay=5e-4),
+    "sgd": lambda p: torch.optim.SGD(p, 0.01, momentum=0.9, weight_decay=5e-4),
     "adam": lambda p: torch.optim.Adam(p, 1e-3),
     "adamw": lambda p: torch.optim.AdamW(p, 1e-3, weight_decay=0.05),
 }
 # relative to the norm of each tensor
-BOUND = {torch.float64: 1e-9, torch.float32: 1e-2}
+BOUND = {torch.float64: 1e-12, torch.float32: 1e-4}
 
 
 def trained(model, name, dtype, shape):
@@ -28,9 +30,10 @@ def trained(model, name, dtype, shape):
     optimizer = OPTIMIZERS[name](model.parameters())
     losses = []
     for _ in range(STEPS):
-        x = torch.randn(8, *shape, generator=generator, dtype=torch.float64).to(dtype)
-        # something to learn: which quarter of the image is the brightest
-        y = x.mean(1).unfold(1, 4, 4).unfold(2, 4, 4).mean((3, 4)).flatten(1).argmax(1)
+        # something to learn: which of the two channels are bright
+        y = torch.randint(4, (16,), generator=generator)
+        x = torch.randn(16, *shape, generator=generator, dtype=torch.float64)
+        x = (x + torch.stack((y % 2, y // 2), 1).view(-1, 2, 1, 1)).to(dtype)
         optimizer.zero_grad()
         loss = nn.functional.cross_entropy(model(x), y)
         loss.backward()
@@ -42,7 +45,10 @@ def trained(model, name, dtype, shape):
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("dtype", BOUND, ids=str)
 @pytest.mark.parametrize("architecture", ["mlp", "resnet20"])
-def test_sparse_and_masked_training_stay_together(architecture, dtype, optimizer):
+def test_sparse_and_masked_training_stay_together(architecture, dtype, optimizer, monkeypatch):
+    if dtype == torch.float32:
+        softplus = nn.functional.softplus
+        monkeypatch.setattr(nn.functional, "relu", lambda x, inplace=False: softplus(x))
     shape = (2, 8, 8)
     torch.manual_seed(0)
     build = MODELS[architecture]
@@ -68,7 +74,6 @@ def test_sparse_and_masked_training_stay_together(architecture, dtype, optimizer
         for key, tensor in sparse.items()
         if tensor.is_floating_point()
     )
-    print(f"{architecture} {dtype} {optimizer}: {worst:.1e}")
     assert worst < BOUND[dtype]
     for name, mask in masks.items():
         assert not sparse[name][~mask].any()
