@@ -19,8 +19,6 @@ PLAIN = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1}
 CASES = {
     # batch, channels in, channels out, height, width, kernel, density, geometry
     "no image": (0, 3, 4, 5, 5, (3, 3), 0.5, {"padding": (1, 1)}),
-    "no output channel": (2, 3, 0, 5, 5, (3, 3), 0.5, {}),
-    "no input channel": (2, 0, 3, 5, 5, (3, 3), 0.5, {}),
     "one pixel": (1, 1, 1, 1, 1, (1, 1), 1.0, {}),
     "no nonzero": (3, 2, 5, 6, 7, (3, 3), 0.0, {"padding": (1, 1)}),
     "3x3": (17, 5, 7, 9, 11, (3, 3), 0.3, {"padding": (1, 1)}),
@@ -194,6 +192,22 @@ def test_padding_in_words(kernel, dilation, device):
         y = ops.sparse_conv2d(x, values, *index, kernel, bias, padding=padding, dilation=dilation)
         wanted = torch.nn.functional.conv2d(x, dense, bias, padding=padding, dilation=dilation)
         torch.testing.assert_close(y, wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_layers_without_channels(device):
+    none = torch.empty(0, device=device)
+    no_column = torch.empty(0, dtype=torch.int32, device=device)
+    x = torch.ones(2, 0, 4, 4, device=device, requires_grad=True)
+    rows = torch.zeros(4, dtype=torch.int32, device=device)
+    bias = torch.arange(3.0, device=device)
+    y = ops.sparse_conv2d(x, none, rows, no_column, 3, bias)
+    assert torch.equal(y, bias.view(1, 3, 1, 1).expand(2, 3, 2, 2))
+    y.sum().backward()
+    x = torch.ones(2, 3, 4, 4, device=device, requires_grad=True)
+    y = ops.sparse_conv2d(x, none, rows[:1], no_column, 3)
+    assert y.shape == (2, 0, 2, 2)
+    y.sum().backward()
+    assert not x.grad.any()
 
 
 def test_one_full_row_among_empty_ones(device):
@@ -397,14 +411,12 @@ def test_wrong_indices_are_refused(field, at, value, validated, native):
 def test_columns_out_of_order_are_a_matrix_all_the_same():
     x, values, (crow_indices, _), kernel, bias, geometry = case(*CASES["many channels"])
     index = (crow_indices, torch.randint(0, 540, values.shape, dtype=torch.int32))
-    arguments = (x, values, index, kernel, bias, geometry)
     y = ops.sparse_conv2d(x, values, *index, kernel, bias, **geometry)
     rows = ops.csr_row_indices(*index).long()
     weight = torch.zeros(50, 540, dtype=torch.float64)
     weight.index_put_((rows, index[1].long()), values, accumulate=True)
     wanted = torch.nn.functional.conv2d(x, weight.view(50, 60, 3, 3), bias, padding=1)
     torch.testing.assert_close(y, wanted, rtol=1e-12, atol=1e-11)
-    assert len(arguments) == 6
 
 
 @pytest.mark.parametrize(
@@ -462,7 +474,8 @@ for dtype, tolerance in (
         found = ours_with_gradients(*arguments, grad.to(dtype))
         for ours, wanted in zip(found, expected, strict=True):
             scale = wanted.abs().max().clamp(min=1) if wanted.numel() else 1
-            torch.testing.assert_close(ours.double() / scale, wanted / scale, rtol=0, atol=tolerance)
+            ours = ours.double() / scale
+            torch.testing.assert_close(ours, wanted / scale, rtol=0, atol=tolerance)
 """
 
 
