@@ -133,7 +133,9 @@ void pack(const Bands<const S>& bands, const PanelLayout& layout, int64_t channe
         if (pixel >= bands.all_begin && pixel + n <= bands.all_end) {
           FULLSPECTRUM_UNROLL
           for (int l = 0; l < n; ++l) {
-            r[l] = load_as<T>(bands.image[l] + (base + bands.first[l] + pixel));
+            const S* from = bands.image[l] + (base + bands.first[l] + pixel);
+            __builtin_prefetch(from + layout.channel_stride);  // the lanes lie far apart
+            r[l] = load_as<T>(from);
           }
         } else {
           for (int l = 0; l < n; ++l) {
@@ -182,7 +184,9 @@ void unpack(const T* panel, const Bands<S>& bands, const PanelLayout& layout, in
         if (pixel >= bands.all_begin && pixel + n <= bands.all_end) {
           FULLSPECTRUM_UNROLL
           for (int l = 0; l < n; ++l) {
-            store_as(bands.image[l] + (base + bands.first[l] + pixel), r[l]);
+            S* to = bands.image[l] + (base + bands.first[l] + pixel);
+            __builtin_prefetch(to + layout.channel_stride, 1);
+            store_as(to, r[l]);
           }
         } else {
           for (int l = 0; l < n; ++l) {

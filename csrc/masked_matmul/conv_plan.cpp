@@ -10,8 +10,8 @@
 namespace fullspectrum {
 namespace {
 
-// A panel's images should stay in the second-level cache.
-constexpr int64_t kPanelBytes = int64_t{1} << 20;
+// About what a thread's panels may take of the caches behind the first level.
+constexpr int64_t kPanelBytes = int64_t{2} << 20;
 // The operands of a tile should stay in the first-level cache, together with its results.
 constexpr int64_t kBlockBytes = int64_t{24} << 10;
 // Below so many nonzeros in a row of a block, its results cost more than the cache saves.

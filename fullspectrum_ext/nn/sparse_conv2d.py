@@ -169,13 +169,13 @@ class SparseConv2d(SparseLayer):
 
     def _sides(self) -> list[int]:
         """Return what torch.nn.functional.pad adds: left, right, top, bottom."""
-        if self.padding == "valid":
-            return [0] * 4
+        if not isinstance(self.padding, str):
+            height, width = self.padding
+            return [width, width, height, height]
+        reach = [0, 0]
         if self.padding == "same":
             reach = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
-            return [side for r in reversed(reach) for side in (r // 2, r - r // 2)]
-        height, width = self.padding
-        return [width, width, height, height]  # type: ignore[list-item]
+        return [side for r in reversed(reach) for side in (r // 2, r - r // 2)]
 
     def extra_repr(self) -> str:
         """Describe the layer in one line."""

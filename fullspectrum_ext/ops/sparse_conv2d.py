@@ -271,8 +271,8 @@ def _keep_geometry(ctx, x, geometry) -> None:  # type: ignore[no-untyped-def]
 
 
 def _setup_sparse_conv2d(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    x, values, crow_indices, col_indices, kernel_size, _, *geometry = inputs
-    *geometry, transposed = *geometry[:4], geometry[4:]
+    x, values, crow_indices, col_indices, kernel_size, _, *others = inputs
+    geometry, transposed = others[:4], others[4:]
     _keep_geometry(ctx, x, (kernel_size, *geometry))
     ctx.shape = x.shape
     ctx.save_for_backward(

@@ -8,6 +8,7 @@ from torch.nn.utils import prune
 from fullspectrum_ext.nn import (
     MaskedConv2d,
     MaskedLinear,
+    SparseConv2d,
     SparseLinear,
     densify,
     load_sparse_state_dict,
@@ -54,10 +55,14 @@ def images(batch=6):
 
 
 @pytest.mark.parametrize(
-    ("backend", "linear"),
-    [("sparse", SparseLinear), ("masked", MaskedLinear)],
+    ("backend", "conv", "linear"),
+    [
+        ("sparse", SparseConv2d, SparseLinear),
+        ("masked", MaskedConv2d, MaskedLinear),
+        ("auto", MaskedConv2d, MaskedLinear),  # all of them are small
+    ],
 )
-def test_the_masked_layers_and_only_those_are_replaced(backend, linear):
+def test_the_masked_layers_and_only_those_are_replaced(backend, conv, linear):
     model = Net().eval()
     masks = masks_of(model)
     dense = applied(model, masks)
@@ -67,7 +72,7 @@ def test_the_masked_layers_and_only_those_are_replaced(backend, linear):
 
     assert result is model
     kinds = [type(model.get_submodule(n)) for n in ("conv", "head.0", "head.2")]
-    assert kinds == [MaskedConv2d, linear, linear]
+    assert kinds == [conv, linear, linear]
     assert all(model.get_submodule(name) is module for name, module in others.items())
     assert not any(module.training for module in model.modules())
     x = images()
@@ -85,6 +90,19 @@ def test_densify_is_the_inverse():
         for key, tensor in dense.state_dict().items():
             assert torch.equal(back.state_dict()[key], tensor)
         assert str(back) == str(dense)
+
+
+def test_a_convolution_keeps_all_that_it_is():
+    dense = nn.Conv2d(
+        4, 6, (3, 2), 2, 1, (1, 2), groups=2, bias=False, padding_mode="reflect"
+    )  # fmt: skip
+    mask = torch.rand(dense.weight.shape) < 0.5
+    expected = applied(nn.Sequential(dense), {"0.weight": mask})
+    sparse = sparsify(nn.Sequential(copy.deepcopy(dense)), {"0.weight": mask}, backend="sparse")
+
+    x = torch.randn(2, 4, 7, 8)
+    torch.testing.assert_close(sparse(x), expected(x), rtol=1e-5, atol=1e-5)
+    assert str(densify(sparse)) == str(nn.Sequential(dense))
 
 
 def test_densify_keeps_a_layer_in_all_its_places():
@@ -317,7 +335,8 @@ def test_a_dense_state_dict_loads_as_ever():
     ],
 )
 def test_a_wrong_state_dict_is_refused_and_changes_nothing(key, change, message):
-    state = dict(sparsify(Net(), masks_of(Net()), backend="sparse").state_dict())
+    backends = {name: "masked" if "conv" in name else "sparse" for name in MASKED}
+    state = dict(sparsify(Net(), masks_of(Net()), backend=backends).state_dict())
     if change is None:
         del state[key]
     else:
