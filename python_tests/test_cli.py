@@ -266,7 +266,7 @@ def test_prune_takes_a_model_and_data_of_ones_own(tmp_path, monkeypatch):
             "error: sparsity, density: expected exactly one",
         ),
         (["--model", "nosuch:net"], "error: model: there is no module 'nosuch'"),
-        (["--model", "mlpp"], "error: model: expected one of mlp, convnet, or package.module:func"),
+        (["--model", "mlpp"], "error: model: expected one of mlp, .*, or package.module:func"),
         (["--model", "os:getcwd"], "error: model: expected os:getcwd to return a torch.nn.Module"),
         (["--data", "os:nosuch"], "error: data: os has no 'nosuch'"),
         (["--data", "none"], "error: data: "),

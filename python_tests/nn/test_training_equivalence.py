@@ -31,8 +31,8 @@ def trained(model, name, dtype, shape):
     losses = []
     for _ in range(STEPS):
         # something to learn: which of the two channels are bright
-        y = torch.randint(4, (16,), generator=generator)
-        x = torch.randn(16, *shape, generator=generator, dtype=torch.float64)
+        y = torch.randint(4, (8,), generator=generator)
+        x = torch.randn(8, *shape, generator=generator, dtype=torch.float64)
         x = (x + torch.stack((y % 2, y // 2), 1).view(-1, 2, 1, 1)).to(dtype)
         optimizer.zero_grad()
         loss = nn.functional.cross_entropy(model(x), y)
