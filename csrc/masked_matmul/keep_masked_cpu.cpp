@@ -17,12 +17,14 @@ void keep_masked_cpu(Tensor x, const Tensor& mask) {
   check_keep_masked(x, mask);
   // a bool is one byte, 0 or 1
   const auto* kept = static_cast<const uint8_t*>(mask.data_ptr());
-  dispatch_word(x.element_size(), [&](auto zero) {
-    using word_t = decltype(zero);
+  dispatch_word(x.element_size(), [&](auto word_tag) {
+    using word_t = decltype(word_tag);
     auto* words = static_cast<word_t*>(x.data_ptr());
     torch::stable::parallel_for(0, x.numel(), kGrain, [&](int64_t begin, int64_t end) {
+      word_t* __restrict__ word = words;
+      const uint8_t* __restrict__ flag = kept;
       for (int64_t i = begin; i < end; ++i) {
-        words[i] &= static_cast<word_t>(zero - kept[i]);  // all bits, or none: no branch
+        word[i] &= static_cast<word_t>(word_t{0} - flag[i]);  // all bits, or none: no branch
       }
     });
   });
