@@ -14,10 +14,12 @@ FULLSPECTRUM_LIBRARY(m) {
       "row_indices=None, "
       "Tensor? permutation=None) -> Tensor"
   );
-  // its gradient for the stored values: dW_p = sum over the batch of grad[row(p)] x[col(p)]
+  // its gradients: for x, D W, wherever values are given (which needs W^T), and for the values,
+  // D^T x at the stored positions, wherever x is given; empty where not. D is grad.
   m.def(
-      "sparse_linear_grad_values(Tensor grad, Tensor x, Tensor crow_indices, Tensor col_indices, "
-      "Tensor? ccol_indices=None, Tensor? row_indices=None, Tensor? permutation=None) -> Tensor"
+      "sparse_linear_backward(Tensor grad, Tensor? x, Tensor? values, Tensor crow_indices, "
+      "Tensor col_indices, SymInt in_features, Tensor? ccol_indices=None, Tensor? "
+      "row_indices=None, Tensor? permutation=None) -> (Tensor, Tensor)"
   );
   // for layers that stay dense: x = x where mask, 0 elsewhere
   m.def("keep_masked_(Tensor(a!) x, Tensor mask) -> ()");
@@ -56,5 +58,24 @@ FULLSPECTRUM_LIBRARY(m) {
       "subgraph_singular_values(Tensor[] crow_indices, Tensor[] col_indices, Tensor[] values, "
       "int[] cols, Tensor[] taps, int[] subgraphs, int[] taps_of, int k, float tol, "
       "int method=0) -> (Tensor, Tensor)"
+  );
+  // selection: flat positions (rising) and values of the k entries of the dense weight gradient
+  // grad^T x outside the topology that are largest in magnitude, without that gradient in memory
+  m.def(
+      "dense_grad_topk(Tensor grad, Tensor x, Tensor crow_indices, Tensor col_indices, SymInt k) "
+      "-> (Tensor, Tensor)"
+  );
+  // the same for a 2-d convolution; lists of two are height and width
+  m.def(
+      "conv2d_dense_grad_topk(Tensor grad, Tensor x, Tensor crow_indices, Tensor col_indices, "
+      "SymInt k, int[] kernel_size, int[] stride, int[] padding, int[] dilation, int groups) "
+      "-> (Tensor, Tensor)"
+  );
+  // a topology without the stored entries `drop` (rising) and with the flat positions `grow`
+  // (rising): crow_indices, col_indices, where each entry was stored before (-1 where it is new),
+  // and how many grown positions were there already, [1]
+  m.def(
+      "topology_update(Tensor crow_indices, Tensor col_indices, Tensor drop, Tensor grow, "
+      "SymInt cols) -> (Tensor, Tensor, Tensor, Tensor)"
   );
 }

@@ -9,87 +9,6 @@ namespace {
 constexpr int64_t at_least(int64_t a, int64_t b) { return a > b ? a : b; }
 constexpr int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// ---- float16 and bfloat16 ----------------------------------------------------------------------
-
-typedef uint32_t words_t __attribute__((vector_size(kVectorBytes)));
-typedef uint16_t shorts_t __attribute__((vector_size(kVectorBytes / 2)));
-typedef uint16_t shorts_anywhere_t
-    __attribute__((vector_size(kVectorBytes / 2), aligned(2), may_alias));
-using floats_t = vector_t<float>;
-
-template <typename To, typename From>
-To bits_as(From from) {
-  static_assert(sizeof(To) == sizeof(From));
-  To to;
-  __builtin_memcpy(&to, &from, sizeof(to));
-  return to;
-}
-
-// where ? a : b; a comparison gives all ones or all zeros.
-template <typename C>
-words_t select(C where, words_t a, words_t b) {
-  const words_t mask = bits_as<words_t>(where);
-  return (a & mask) | (b & ~mask);
-}
-
-template <typename T>
-vector_t<T> load_as(const T* from) {
-  return load(from);
-}
-template <typename T>
-void store_as(T* to, vector_t<T> vector) {
-  store(to, vector);
-}
-
-words_t load_words(const uint16_t* from) {
-  const shorts_t shorts = *reinterpret_cast<const shorts_anywhere_t*>(from);
-  return __builtin_convertvector(shorts, words_t);
-}
-void store_words(uint16_t* to, words_t words) {
-  *reinterpret_cast<shorts_anywhere_t*>(to) = __builtin_convertvector(words, shorts_t);
-}
-
-template <typename T>
-floats_t load_as(const BFloat16Bits* from) {
-  return bits_as<floats_t>(load_words(&from->bits) << 16);
-}
-
-// To the nearest, halves to even.
-void store_as(BFloat16Bits* to, floats_t vector) {
-  const words_t word = bits_as<words_t>(vector);
-  const words_t rounded = (word + 0x7fff + ((word >> 16) & 1)) >> 16;
-  store_words(&to->bits, select(vector == vector, rounded, words_t{} + 0x7fc0));
-}
-
-template <typename T>
-floats_t load_as(const HalfBits* from) {
-  const words_t half = load_words(&from->bits);
-  const words_t magnitude = (half & 0x7fff) << 13;
-  // the exponents' biases differ by 112; so subnormal numbers become normal ones too
-  const floats_t scaled = bits_as<floats_t>(magnitude) * 0x1p112f;
-  const words_t special = magnitude | 0x7f800000;  // infinite, or not a number
-  const words_t finite = bits_as<words_t>(scaled);
-  return bits_as<floats_t>(
-      select(magnitude >= 0x7c00u << 13, special, finite) | (half & 0x8000) << 16
-  );
-}
-
-// To the nearest, halves to even.
-void store_as(HalfBits* to, floats_t vector) {
-  const words_t word = bits_as<words_t>(vector);
-  const words_t sign = word & 0x80000000;
-  const words_t magnitude = word ^ sign;
-  // normal numbers: round the 13 bits that go, then change the exponent's bias by 112
-  const words_t normal = (magnitude + 0xfff + ((magnitude >> 13) & 1) - (112u << 23)) >> 13;
-  // below 2^-14 the spacing is that of the numbers near 0.5 in float32: the addition rounds
-  const floats_t shifted = bits_as<floats_t>(magnitude) + 0.5f;
-  const words_t subnormal = bits_as<words_t>(shifted) - 0x3f000000;
-  const words_t large = select(magnitude > 0x7f800000, words_t{} + 0x7e00, words_t{} + 0x7c00);
-  words_t half = select(magnitude < 113u << 23, subnormal, normal);
-  half = select(magnitude >= 0x477ff000, large, half);  // 65520 and more become infinite
-  store_words(&to->bits, half | (sign >> 16));
-}
-
 // ---- packing: square transposes ----------------------------------------------------------------
 
 // The n elements at `from`, of which only [begin, end) exist; the others are 0.
@@ -99,13 +18,13 @@ vector_t<T> load_some(const S* from, int64_t begin, int64_t end) {
   for (int64_t i = at_least(begin, 0); i < at_most(end, kLanes<T>); ++i) {
     some[i] = from[i];
   }
-  return load_as<T>(some);
+  return load_computed(some);
 }
 
 template <typename T, typename S>
 void store_some(S* to, vector_t<T> vector, int64_t begin, int64_t end) {
   S some[kLanes<T>];
-  store_as(some, vector);
+  store_computed(some, vector);
   for (int64_t i = at_least(begin, 0); i < at_most(end, kLanes<T>); ++i) {
     to[i] = some[i];
   }
@@ -135,13 +54,13 @@ void pack(const Bands<const S>& bands, const PanelLayout& layout, int64_t channe
           for (int l = 0; l < n; ++l) {
             const S* from = bands.image[l] + (base + bands.first[l] + pixel);
             __builtin_prefetch(from + layout.channel_stride);  // the lanes lie far apart
-            r[l] = load_as<T>(from);
+            r[l] = load_computed(from);
           }
         } else {
           for (int l = 0; l < n; ++l) {
             const int64_t begin = bands.valid_begin[l] - pixel, end = bands.valid_end[l] - pixel;
             const S* from = bands.image[l] + (base + bands.first[l] + pixel);
-            r[l] = begin <= 0 && end >= n ? load_as<T>(from) : load_some<T>(from, begin, end);
+            r[l] = begin <= 0 && end >= n ? load_computed(from) : load_some<T>(from, begin, end);
           }
         }
         transpose<T>(r);
@@ -158,7 +77,8 @@ void pack(const Bands<const S>& bands, const PanelLayout& layout, int64_t channe
       for (int l = 0; l < n; ++l) {
         const bool exists = pixel >= bands.valid_begin[l] && pixel < bands.valid_end[l];
         const S* from = bands.image[l] + ((bands.first[l] + pixel) * layout.pixel_stride + channel);
-        r[l] = exists && count == n ? load_as<T>(from) : load_some<T>(from, 0, exists ? count : 0);
+        r[l] =
+            exists && count == n ? load_computed(from) : load_some<T>(from, 0, exists ? count : 0);
       }
       transpose<T>(r);
       for (int64_t i = 0; i < count; ++i) {
@@ -186,7 +106,7 @@ void unpack(const T* panel, const Bands<S>& bands, const PanelLayout& layout, in
           for (int l = 0; l < n; ++l) {
             S* to = bands.image[l] + (base + bands.first[l] + pixel);
             __builtin_prefetch(to + layout.channel_stride, 1);
-            store_as(to, r[l]);
+            store_computed(to, r[l]);
           }
         } else {
           for (int l = 0; l < n; ++l) {
@@ -208,7 +128,7 @@ void unpack(const T* panel, const Bands<S>& bands, const PanelLayout& layout, in
       for (int l = 0; l < n; ++l) {
         if (pixel >= bands.valid_begin[l] && pixel < bands.valid_end[l]) {
           S* to = bands.image[l] + ((bands.first[l] + pixel) * layout.pixel_stride + channel);
-          count == n ? store_as(to, r[l]) : store_some<T>(to, r[l], 0, count);
+          count == n ? store_computed(to, r[l]) : store_some<T>(to, r[l], 0, count);
         }
       }
     });
@@ -253,7 +173,7 @@ struct Tile {
   ) {
     vector_t<T> dot = {};
     FULLSPECTRUM_FOR_TILE(i, pixel, grad, row_pitch) {
-      const vector_t<T> g = load(pixel);
+      const vector_t<T> g = load_once(pixel);
       if constexpr (kMultiply) {
         sum[i] += weight * g;
       }
@@ -385,7 +305,7 @@ ConvPacking<S, T> conv_packing() {
 }
 template ConvPacking<float, float> conv_packing();
 template ConvPacking<double, double> conv_packing();
-template ConvPacking<HalfBits, float> conv_packing();
+template ConvPacking<Float16Bits, float> conv_packing();
 template ConvPacking<BFloat16Bits, float> conv_packing();
 
 template <typename T>

@@ -2,6 +2,8 @@
 
 #include <cstdint>
 
+#include "common/narrow_floats.h"
+
 namespace fullspectrum {
 
 // The inner loops of the sparse convolutions on the CPU.
@@ -14,14 +16,6 @@ namespace fullspectrum {
 
 // The most lanes a panel has: 64 bytes of float.
 constexpr int kMaxConvLanes = 16;
-
-// float16 and bfloat16 by their bits: computed in float32.
-struct HalfBits {
-  uint16_t bits;
-};
-struct BFloat16Bits {
-  uint16_t bits;
-};
 
 // The bands of images that make up a panel. Pixels count from the band's first, row by row; those
 // outside [valid_begin, valid_end) do not exist in that lane's image (the band's rows begin above

@@ -31,7 +31,7 @@ struct Element {
 };
 template <>
 struct Element<Half> {
-  using stored = HalfBits;
+  using stored = Float16Bits;
   using computed = float;
 };
 template <>

@@ -10,6 +10,7 @@
 
 #include "common/dispatch.h"
 #include "common/library.h"
+#include "common/parallel.h"
 #include "spectrum/cpu_problems.h"
 #include "spectrum/singular_values.h"
 
@@ -30,8 +31,8 @@ struct Grouping {
 // jobs differ much in size, and none depends on which thread runs it.
 void parallel_jobs(int64_t count, const std::function<void(int64_t)>& job) {
   std::atomic<int64_t> next{0};
-  const int64_t threads = std::min<int64_t>(count, torch::stable::get_num_threads());
-  torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+  const int64_t threads = std::min<int64_t>(count, thread_count());
+  parallel_for(0, threads, 1, [&](int64_t, int64_t) {
     for (int64_t i = next++; i < count; i = next++) {
       job(i);
     }
@@ -144,7 +145,11 @@ std::tuple<Tensor, Tensor> solve_all(
   const int64_t count = static_cast<int64_t>(problems.size());
   const std::vector<int64_t> order =
       largest_first(count, [&](int64_t i) { return problems[i]->nnz(); });
-  parallel_jobs(count, [&](int64_t job) { solve(*problems[order[job]], at[order[job]]); });
+  parallel_jobs(count, [&](int64_t job) {
+    OwnedProblem& problem = *problems[order[job]];
+    solve(problem, at[order[job]]);
+    problem = {};  // its memory is free for the others
+  });
   return {sigma, bound};
 }
 

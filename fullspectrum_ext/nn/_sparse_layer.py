@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fullspectrum_ext import _checks
+from fullspectrum_ext.nn.topology import UpdatesTopology, set_values
 from fullspectrum_ext.ops import CsrTranspose, csr_to_dense, csr_transpose
 
 # state_dict holds the first two beside `values`; the others follow from them.
@@ -13,7 +14,7 @@ _TOPOLOGY = ("crow_indices", "col_indices")
 _TRANSPOSED = ("ccol_indices", "row_indices", "permutation")
 
 
-class SparseLayer(nn.Module):
+class SparseLayer(UpdatesTopology):
     """A layer whose weight, as a matrix with one row an output, is stored in CSR form.
 
     ``values`` is an ordinary parameter with one element a stored weight. The topology is two
@@ -83,8 +84,13 @@ class SparseLayer(nn.Module):
         return dense.view(self.weight_shape)
 
     @property
+    def columns(self) -> int:
+        """Number of columns of the weight matrix."""
+        return self.weight_shape[1:].numel()
+
+    @property
     def _matrix(self) -> tuple[int, int]:
-        return self.weight_shape[0], self.weight_shape[1:].numel()
+        return self.weight_shape[0], self.columns
 
     def _size_entry(self) -> tuple[str, int | list[int]]:
         """Return the name and the content of state_dict's entry for what the CSR fields leave open.
@@ -94,11 +100,14 @@ class SparseLayer(nn.Module):
         raise NotImplementedError
 
     def _set_topology(self, crow_indices: Tensor, col_indices: Tensor) -> None:
-        self.crow_indices = crow_indices.detach().clone()
-        self.col_indices = col_indices.detach().clone()
-        self.ccol_indices, self.row_indices, self.permutation = csr_transpose(
-            self.crow_indices, self.col_indices, self._matrix[1]
-        )
+        transpose = csr_transpose(crow_indices, col_indices, self.columns)
+        fields = (crow_indices, col_indices, *transpose)
+        for name, new in zip((*_TOPOLOGY, *_TRANSPOSED), fields, strict=True):
+            old = getattr(self, name)
+            if old is not None and (old.shape, old.dtype) == (new.shape, new.dtype):
+                old.copy_(new)  # the same memory
+            else:
+                setattr(self, name, new.detach().clone())
 
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
@@ -136,9 +145,7 @@ class SparseLayer(nn.Module):
             device = self.values.device
             self._set_topology(crow_indices.to(device), col_indices.to(device))
             if values.shape != self.values.shape:
-                # the parameter stays the same object; its gradient no longer fits
-                self.values.data = self.values.new_empty(values.shape)
-                self.values.grad = None
+                set_values(self.values, self.values.new_empty(values.shape))
         super()._load_from_state_dict(
             state_dict,
             prefix,

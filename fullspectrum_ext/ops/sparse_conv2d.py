@@ -302,7 +302,7 @@ def _backward_sparse_conv2d(ctx, grad):  # type: ignore[no-untyped-def]
 
 def _setup_backward(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     grad, x, values, crow_indices, col_indices, *others = inputs
-    geometry, transposed = others[:5], others[7:]
+    geometry, ctx.computed, transposed = others[:5], others[5:7], others[7:]
     _keep_geometry(ctx, x, geometry)
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(grad, x, values, crow_indices, col_indices, *transposed)
@@ -310,6 +310,11 @@ def _setup_backward(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def
 
 def _backward_backward(ctx, grad_of_x, grad_of_values):  # type: ignore[no-untyped-def]
     grad, x, values, *index = ctx.saved_tensors
+    # of an empty output too, torch.compile gives a gradient
+    grad_of_x, grad_of_values = (
+        of if computed else None
+        for of, computed in zip((grad_of_x, grad_of_values), ctx.computed, strict=True)
+    )
     need_grad, need_x, need_values = ctx.needs_input_grad[:3]
     need_x = need_x and grad_of_values is not None
     need_values = need_values and grad_of_x is not None

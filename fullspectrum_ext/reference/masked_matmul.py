@@ -36,28 +36,32 @@ def sparse_linear(
     return torch.nn.functional.linear(x, weight, bias)
 
 
-def sparse_linear_grad_values(
-    grad: Tensor, x: Tensor, crow_indices: Tensor, col_indices: Tensor
-) -> Tensor:
-    r"""Read the stored positions out of the dense gradient :math:`D^\top x`.
+def sparse_linear_backward(
+    grad: Tensor, x: Tensor, values: Tensor, crow_indices: Tensor, col_indices: Tensor
+) -> tuple[Tensor, Tensor]:
+    r"""Compute :math:`D W`, and read the stored positions out of the dense :math:`D^\top x`.
 
     Args:
         grad: Gradient :math:`D` of the output, ``[..., out]``.
         x: Input, ``[..., in]``.
+        values: Stored entries of :math:`W`, ``[nnz]``.
         crow_indices: Start of each row, ``[out + 1]``.
         col_indices: Column of each stored entry, ``[nnz]``.
 
     Returns:
-        The gradient for the stored entries, ``[nnz]``.
+        The gradients for ``x`` and for ``values``.
 
     Example:
         >>> grad, x = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0]])
-        >>> sparse_linear_grad_values(grad, x, torch.tensor([0, 1, 2]), torch.tensor([1, 0]))
-        tensor([4., 6.])
+        >>> index = (torch.tensor([0, 1, 2]), torch.tensor([1, 0]))
+        >>> sparse_linear_backward(grad, x, torch.tensor([5.0, 6.0]), *index)
+        (tensor([[12.,  5.]]), tensor([4., 6.]))
     """
+    rows, cols = _row_indices(crow_indices), col_indices.long()
+    weight = values.new_zeros(grad.shape[-1], x.shape[-1]).index_put((rows, cols), values)
     batch = x.shape[:-1].numel()
     dense = grad.reshape(batch, grad.shape[-1]).T @ x.reshape(batch, x.shape[-1])
-    return dense[_row_indices(crow_indices), col_indices.long()]
+    return grad @ weight, dense[rows, cols]
 
 
 def keep_masked_(x: Tensor, mask: Tensor) -> Tensor:
