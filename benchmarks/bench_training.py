@@ -3,7 +3,7 @@
 A step is forward, loss, backward and the optimizer (SGD with momentum). "dense with mask" is the
 usual way to train a sparse network: the weight is multiplied by its mask in every forward pass.
 "ours" is `sparsify(model, masks, backend="auto", example=batch)`. The masks are random and of equal
-sparsity in every layer but the first and the last, which stay dense, as is usual.
+sparsity in every layer but the last and a first convolution, which stay dense, as is usual.
 
 All three run in turns in one process. The memory is counted: bytes of weights, gradients, Adam's
 state, masks and indices. Choose parts by --models and --sparsities; --output then names their file.
@@ -36,9 +36,12 @@ class _Mask(nn.Module):
 
 
 def masks_of(model: nn.Module, sparsity: float) -> dict[str, Tensor]:
-    """Draw masks for all weights but the first and the last."""
+    """Draw masks for all weights but the last, and but a convolution of the image's channels."""
     weights = [name for name, parameter in model.named_parameters() if parameter.dim() > 1]
-    return {name: torch.rand(model.get_parameter(name).shape) >= sparsity for name in weights[1:-1]}
+    first = int(model.get_parameter(weights[0]).dim() == 4)
+    return {
+        name: torch.rand(model.get_parameter(name).shape) >= sparsity for name in weights[first:-1]
+    }
 
 
 def forms(name: str, sparsity: float, x: Tensor) -> dict[str, nn.Module]:
