@@ -35,6 +35,11 @@ def test_the_emulator_runs_every_kernel():
     with emulation.active():
         values.requires_grad_()
         ops.sparse_linear(x, values, crow_indices, col_indices, 40).sum().backward()
+        ops.keep_masked_(torch.randn(40, 30), mask)
+        y = ops.sparse_conv2d(
+            torch.randn(1, 30, 2, 2, requires_grad=True), values, crow_indices, col_indices, 1
+        )
+        y.sum().backward()
         subgraphs = ops.regular_subgraphs(crow_indices, col_indices, (40, 30))
         ops.singular_values(*layer)
         ops.singular_values(crow_indices, col_indices, None, (40, 30))
