@@ -12,7 +12,7 @@ SOURCES = pathlib.Path(__file__).resolve().parent.parent / "csrc"
 
 def kernels_in_sources() -> set[str]:
     text = "\n".join(path.read_text() for path in SOURCES.rglob("*.cu"))
-    declared = re.findall(r"__global__ void (?:__launch_bounds__\(\w+\) )?(\w+)\(", text)
+    declared = re.findall(r"__global__ void (?:__launch_bounds__\([\w, ]+\)\s+)?(\w+)\(", text)
     assert len(declared) == text.count("__global__"), "a kernel is declared in another form"
     return set(declared)
 

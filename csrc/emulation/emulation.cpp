@@ -1,8 +1,13 @@
+// Jumps between stacks are this file's purpose; glibc's check of longjmp takes them for mistakes.
+#undef _FORTIFY_SOURCE
+
 #include "emulation/emulation.h"
 
+#include <setjmp.h>
 #include <torch/headeronly/util/Exception.h>
 #include <ucontext.h>
 
+#include <cstdlib>
 #include <memory>
 #include <set>
 #include <string>
@@ -20,13 +25,13 @@ constexpr size_t kStackBytes = 256 * 1024;
 // The limits of the architectures we compile for (sm_80 and later), which a launch must respect.
 constexpr unsigned kMaxThreads = 1024;
 constexpr unsigned kMaxGridYz = 65535;
-constexpr size_t kMaxSharedBytes = 163 * 1024;
 
 enum class Waiting { no, at_block_barrier, at_warp_barrier };
 
 struct Fiber {
-  ucontext_t context;
+  jmp_buf resume_at;
   std::unique_ptr<char[]> stack{new char[kStackBytes]};
+  bool started = false;
   dim3 thread;
   unsigned warp = 0;
   unsigned lane = 0;
@@ -41,25 +46,21 @@ struct StackSwitch {
   void leave(const void* bottom, size_t size) {
     __sanitizer_start_switch_fiber(&fake_stack, bottom, size);
   }
-  void leave_for_good(const void* bottom, size_t size) {
-    __sanitizer_start_switch_fiber(nullptr, bottom, size);
-  }
   void arrive(const void** bottom, size_t* size) {
     __sanitizer_finish_switch_fiber(fake_stack, bottom, size);
   }
 #else
   void leave(const void*, size_t) {}
-  void leave_for_good(const void*, size_t) {}
   void arrive(const void**, size_t*) {}
 #endif
 };
 
-// The block that runs now. Fibers and their stacks are kept from block to block.
+// The block that runs now. Fibers are kept from block to block: each runs the body again and again.
 struct Block {
   std::vector<Fiber> fibers;
   std::vector<unsigned char> slots;
   std::vector<unsigned char> shared;
-  ucontext_t scheduler;
+  jmp_buf scheduler;
   const void* scheduler_stack = nullptr;
   size_t scheduler_stack_bytes = 0;
   Fiber* current = nullptr;
@@ -73,13 +74,38 @@ std::set<std::string>& launched() {
   return names;
 }
 
+// Changes stacks by setjmp and longjmp: swapcontext would ask the kernel for the signal mask each
+// time.
+void back_to_scheduler(Fiber& self) {
+  StackSwitch stack;
+  stack.leave(block.scheduler_stack, block.scheduler_stack_bytes);
+  if (_setjmp(self.resume_at) == 0) {
+    _longjmp(block.scheduler, 1);
+  }
+  stack.arrive(&block.scheduler_stack, &block.scheduler_stack_bytes);
+}
+
 void enter_fiber() {
-  Fiber& self = *block.current;
   StackSwitch().arrive(&block.scheduler_stack, &block.scheduler_stack_bytes);
-  block.body();
-  self.done = true;
-  StackSwitch().leave_for_good(block.scheduler_stack, block.scheduler_stack_bytes);
-  swapcontext(&self.context, &block.scheduler);
+  for (;;) {
+    Fiber& self = *block.current;
+    block.body();
+    self.done = true;
+    back_to_scheduler(self);
+  }
+}
+
+// Its own function: getcontext returns twice for all the compiler knows, and nothing here lives on.
+[[noreturn]] void start(Fiber& fiber) {
+  ucontext_t context;
+  fiber.started = true;
+  getcontext(&context);
+  context.uc_stack.ss_sp = fiber.stack.get();
+  context.uc_stack.ss_size = kStackBytes;
+  context.uc_link = nullptr;
+  makecontext(&context, enter_fiber, 0);
+  setcontext(&context);
+  std::abort();
 }
 
 void resume(Fiber& fiber) {
@@ -87,17 +113,18 @@ void resume(Fiber& fiber) {
   fiber.waiting = Waiting::no;
   StackSwitch stack;
   stack.leave(fiber.stack.get(), kStackBytes);
-  swapcontext(&block.scheduler, &fiber.context);
+  if (_setjmp(block.scheduler) == 0) {
+    if (!block.current->started) {
+      start(*block.current);
+    }
+    _longjmp(block.current->resume_at, 1);
+  }
   stack.arrive(nullptr, nullptr);
 }
 
 void wait(Waiting barrier) {
-  Fiber& self = *block.current;
-  self.waiting = barrier;
-  StackSwitch stack;
-  stack.leave(block.scheduler_stack, block.scheduler_stack_bytes);
-  swapcontext(&self.context, &block.scheduler);
-  stack.arrive(&block.scheduler_stack, &block.scheduler_stack_bytes);
+  block.current->waiting = barrier;
+  back_to_scheduler(*block.current);
 }
 
 // Opens every barrier that all its unfinished threads have reached. Returns whether any thread
@@ -125,7 +152,6 @@ bool open_barriers(unsigned threads) {
   return runnable;
 }
 
-// Its own function: getcontext returns twice for all the compiler knows, and nothing here lives on.
 void prepare(Fiber& fiber, unsigned thread) {
   fiber.thread = dim3(
       thread % block.dim.x, thread / block.dim.x % block.dim.y, thread / (block.dim.x * block.dim.y)
@@ -134,11 +160,6 @@ void prepare(Fiber& fiber, unsigned thread) {
   fiber.lane = thread % 32;
   fiber.done = false;
   fiber.waiting = Waiting::no;
-  getcontext(&fiber.context);
-  fiber.context.uc_stack.ss_sp = fiber.stack.get();
-  fiber.context.uc_stack.ss_size = kStackBytes;
-  fiber.context.uc_link = nullptr;
-  makecontext(&fiber.context, enter_fiber, 0);
 }
 
 void run_block(const char* kernel, unsigned threads) {
@@ -158,9 +179,10 @@ void run_block(const char* kernel, unsigned threads) {
     if (all_done) {
       return;
     }
-    STD_TORCH_CHECK(
-        open_barriers(threads), kernel, ": deadlock, not every thread reaches the same barrier"
-    );
+    if (!open_barriers(threads)) {
+      block.fibers.clear();  // they stand in the middle of the body
+      STD_TORCH_CHECK(false, kernel, ": deadlock, not every thread reaches the same barrier");
+    }
   }
 }
 
