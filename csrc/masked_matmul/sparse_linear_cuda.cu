@@ -87,7 +87,7 @@ struct Problem {
 // has. Slow when one row has most of the nonzeros (one warp's work), and when the batch is far
 // below a span (idle lanes).
 template <typename scalar_t, typename index_t, bool kProduct, bool kSampled>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     sparse_linear_kernel(Problem<scalar_t, index_t> g, Plan plan) {
   using acc_t = Sum<scalar_t>;
   using Line = Vector<scalar_t>;
