@@ -42,4 +42,23 @@ FULLSPECTRUM_LIBRARY(m) {
       "int[] cols, Tensor[] taps, int[] subgraphs, int[] taps_of, int k, float tol, "
       "int method=0) -> (Tensor, Tensor)"
   );
+  // selection: flat positions (rising) and values of the k entries of the dense weight gradient
+  // grad^T x outside the topology that are largest in magnitude, without that gradient in memory
+  m.def(
+      "dense_grad_topk(Tensor grad, Tensor x, Tensor crow_indices, Tensor col_indices, SymInt k) "
+      "-> (Tensor, Tensor)"
+  );
+  // the same for a 2-d convolution; lists of two are height and width
+  m.def(
+      "conv2d_dense_grad_topk(Tensor grad, Tensor x, Tensor crow_indices, Tensor col_indices, "
+      "SymInt k, int[] kernel_size, int[] stride, int[] padding, int[] dilation, int groups) "
+      "-> (Tensor, Tensor)"
+  );
+  // a topology without the stored entries `drop` (rising) and with the flat positions `grow`
+  // (rising): crow_indices, col_indices, where each entry was stored before (-1 where it is new),
+  // and how many grown positions were there already, [1]
+  m.def(
+      "topology_update(Tensor crow_indices, Tensor col_indices, Tensor drop, Tensor grow, "
+      "SymInt cols) -> (Tensor, Tensor, Tensor, Tensor)"
+  );
 }

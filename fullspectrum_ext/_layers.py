@@ -182,8 +182,9 @@ def read_layer(name: str, layer: StoredLayer, state: Mapping[str, Tensor]) -> La
         Weight and mask.
 
     Raises:
-        ValueError: If the weight is not of floating point, a mask has another shape than its
-            weight, or a sparse layer is malformed or does not say how many inputs it has.
+        ValueError: If the weight is not of floating point or has no values, a mask has another
+            shape than its weight or other values than 0 and 1, or a sparse layer is malformed or
+            does not say how many inputs it has.
     """
     if layer.weight.rpartition(".")[2] == "crow_indices":
         return _sparse_entry(state, layer.weight.rpartition(".")[0])
@@ -192,6 +193,8 @@ def read_layer(name: str, layer: StoredLayer, state: Mapping[str, Tensor]) -> La
         raise ValueError(f"{name}: expected weights of floating point, got {weight.dtype}")
     if weight.dtype.itemsize == 1:
         weight = weight.float()  # torch can hardly compute with eight bits
+    if weight.layout != torch.strided:
+        weight = weight.to_dense()
     return _masked(name, weight, None if layer.mask is None else state[layer.mask])
 
 
@@ -303,6 +306,8 @@ def _current_weight(module: nn.Module) -> Tensor:
 
 
 def _masked(name: str, weight: Tensor, mask: Tensor | None) -> LayerWeight:
+    if weight.is_meta:
+        raise ValueError(f"{name}: expected values, got a tensor on the meta device")
     weight = weight.detach()
     if mask is None:
         return LayerWeight(weight, weight != 0)
@@ -311,8 +316,10 @@ def _masked(name: str, weight: Tensor, mask: Tensor | None) -> LayerWeight:
             f"{name}: expected a mask of the weight's shape {tuple(weight.shape)}, "
             f"got {tuple(mask.shape)}"
         )
-    mask = mask.detach() != 0
-    return LayerWeight(weight.masked_fill(~mask, 0), mask)
+    kept = mask.detach() != 0
+    if not torch.equal(kept, mask == 1):
+        raise ValueError(f"{name}: expected a mask of zeros and ones, got other values")
+    return LayerWeight(weight.masked_fill(~kept, 0), kept)
 
 
 def _from_csr(

@@ -221,10 +221,15 @@ def _open_torch(path: Path) -> dict[str, _Stored]:
     def reader(name: str) -> Callable[[], Tensor]:
         return (lambda: state[name]) if is_kept else (lambda: _state_of(path)[name])
 
-    stored = {name: _Stored(tensor.to("meta"), reader(name)) for name, tensor in state.items()}
+    stored = {name: _Stored(_header(tensor), reader(name)) for name, tensor in state.items()}
     if not is_kept:
         state.clear()  # the readers map the file anew
     return stored
+
+
+def _header(tensor: Tensor) -> Tensor:
+    """Shape and dtype alone. ``to("meta")`` does not know sparse and quantized tensors."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
 
 
 def _state_of(path: Path) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, cast, get_type_hints
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import Progress
 from rich.table import Table
 from typer.core import TyperGroup
 
@@ -43,7 +44,7 @@ class _Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except (ValueError, TypeError, FileNotFoundError) as error:
+        except (ValueError, TypeError, OSError) as error:
             Console(stderr=True, soft_wrap=True).print(
                 f"error: {error}", style="red", markup=False, highlight=False
             )
@@ -226,6 +227,7 @@ def score(
         raise ValueError("--json, --csv: expected at most one of them")
     if comparing and len(set(files)) != 2:
         raise ValueError(f"--compare: expected two different files, got {len(set(files))}")
+    _check_outputs(files, out=out, plot=plot)
     scores: dict[str, FileScore] = {}
     with ScoringProgress() as progress:
         for file in files:
@@ -257,6 +259,23 @@ def score(
                 console.print(found_score.spectrum.table(found_score.patterns))
         if out is not None:
             _put(cast(io.StringIO, console.file).getvalue(), out)
+
+
+def _check_outputs(files: list[Path], *, out: Path | None, plot: Path | None) -> None:
+    """Raise ValueError, before any work, unless the files to write are other files than any."""
+    taken = {file.resolve() for file in files}
+    for name, path in (("--out", out), ("--plot", plot)):
+        if path is None:
+            continue
+        if path.is_dir():
+            raise ValueError(f"{name}: expected a file to write, got the folder {path}")
+        if any(parent.is_file() for parent in path.parents):
+            raise ValueError(f"{name}: expected a file in a folder, got {path}")
+        if path.resolve() in taken:
+            raise ValueError(f"{name}: {path} is one of the other files of this command")
+        taken.add(path.resolve())
+    if plot is not None and plot.suffix != ".png":
+        raise ValueError(f"--plot: expected a name that ends in .png, got {plot}")
 
 
 def _put(text: str, out: Path | None) -> None:
@@ -305,16 +324,19 @@ def prune(
     """Prune a model, write the masks (safetensors) and show them layer by layer."""
     if sparsity is None and density is None:
         sparsity = 0.95
-    masks = prune_by_name(
-        model,
-        method,
-        sparsity=sparsity,
-        density=density,
-        data=data,
-        weights=weights,
-        candidates=candidates,
-        seed=seed,
-    )
+    with Progress(console=Console(stderr=True), transient=True) as bars:
+        bar = bars.add_task("candidates", visible=False)
+        masks = prune_by_name(
+            model,
+            method,
+            sparsity=sparsity,
+            density=density,
+            data=data,
+            weights=weights,
+            candidates=candidates,
+            seed=seed,
+            progress=lambda done, of: bars.update(bar, completed=done, total=of, visible=True),
+        )
     masks.save(out)
     console = Console()
     console.print(masks.table())

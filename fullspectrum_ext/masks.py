@@ -12,6 +12,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 import torch
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -118,7 +119,7 @@ class MaskSet(Mapping[str, Tensor]):
         for name, mask in self.items():
             kept, numel = int(mask.count_nonzero()), mask.numel()
             shape = " x ".join(str(size) for size in mask.shape)
-            table.add_row(name, shape, f"{kept} / {numel}", f"{kept / max(numel, 1):.4f}")
+            table.add_row(escape(name), shape, f"{kept} / {numel}", f"{kept / max(numel, 1):.4f}")
         return table
 
     def apply(self, model: nn.Module) -> None:
@@ -267,13 +268,17 @@ def as_mask(name: object, mask: object) -> Tensor:
 
     Raises:
         TypeError: If ``mask`` is not a tensor, or ``name`` not a string.
-        ValueError: If another value than 0 and 1 is in it.
+        ValueError: If another value than 0 and 1 is in it, or none at all (on the meta device).
     """
     if not isinstance(name, str):
         raise TypeError(f"masks: expected parameter names, got {name!r}")
     if not isinstance(mask, Tensor):
         raise TypeError(f"masks[{name!r}]: expected a torch.Tensor, got {type(mask).__name__}")
+    if mask.is_meta:
+        raise ValueError(f"masks[{name!r}]: expected values, got a tensor on the meta device")
     mask = mask.detach()
+    if mask.layout != torch.strided:
+        mask = mask.to_dense()
     if mask.dtype == torch.bool:
         return mask.clone(memory_format=torch.contiguous_format)
     other = (mask != 0) & (mask != 1)

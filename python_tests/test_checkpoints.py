@@ -1,11 +1,12 @@
 import json
+import math
 import os
 import struct
 
 import pytest
 import safetensors.torch
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
 from fullspectrum_ext import checkpoints
@@ -272,6 +273,26 @@ def test_masks_of_another_shape_and_weights_of_another_kind_are_refused():
         state = {"a.weight": torch.ones(2, 3, dtype=dtype)}
         with pytest.raises(ValueError, match=rf"a\.weight: .* floating point, got {dtype}"):
             read_layer("a.weight", stored_layers(state)["a.weight"], state)
+
+
+@pytest.mark.parametrize("value", [0.5, math.nan, -1.0, 2.0])
+def test_masks_of_other_values_than_zeros_and_ones_are_refused(value):
+    state = {"a.weight": torch.ones(2, 3), "a.weight_mask": torch.ones(2, 3)}
+    state["a.weight_mask"][1, 2] = value
+    with pytest.raises(ValueError, match=r"a\.weight: expected a mask of zeros and ones"):
+        read_layer("a.weight", stored_layers(state)["a.weight"], state)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+@pytest.mark.parametrize("convert", [Tensor.to_sparse, Tensor.to_sparse_csr])
+def test_torchs_own_sparse_tensors_are_weights(tmp_path, convert):
+    weight = torch.tensor([[1.0, 0.0, 2.0], [0.0, 0.0, 3.0]])
+    torch.save({"a.weight": convert(weight)}, tmp_path / "x.pt")
+    state = open_checkpoint(tmp_path / "x.pt")
+    assert state.headers["a.weight"].shape == (2, 3)
+    layer = read_layer("a.weight", stored_layers(state)["a.weight"], state)
+    assert torch.equal(layer.weight, weight)
+    assert torch.equal(layer.mask, weight != 0)
 
 
 def test_eight_bit_floats_are_weights():

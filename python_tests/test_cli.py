@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -184,6 +185,21 @@ def test_score_writes_files_compares_and_names_patterns(tmp_path):
     assert run("score", first, second, "--compare", "--csv").startswith("layer,distance,")
 
 
+def test_tables_show_whole_names_whatever_is_in_them(tmp_path):
+    names = ["[/].weight", "model.layers.0.self_attn.q_proj.weight"]
+    weight = 20 * torch.tensor([1.0, 0.0, 1.0, 0.0]).repeat(16, 8)
+    weight[::2] = weight[::2].roll(1, dims=1)
+    for file in ("a.pt", "b.pt"):
+        torch.save(dict.fromkeys(names, weight), tmp_path / file)
+
+    for arguments in ([tmp_path / "a.pt"], [tmp_path / "a.pt", tmp_path / "b.pt", "--compare"]):
+        outcome = CliRunner().invoke(app, ["score", *map(str, arguments)])
+        assert outcome.exit_code == 0, outcome.exception
+        column = "".join(line.split("  ")[0].strip() for line in outcome.stdout.splitlines())
+        assert all(name in column for name in names)
+    assert " 1:2 " in run("score", tmp_path / "a.pt")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -192,6 +208,11 @@ def test_score_writes_files_compares_and_names_patterns(tmp_path):
         (["a.pt", "--json", "--csv"], "--json, --csv: expected at most one"),
         (["a.pt", "b.pt", "--compare"], "only one of the two has a.weight, b.weight"),
         (["a.pt", "nan.pt"], "nan.pt: .*finite"),
+        (["a.pt", "--out", "folder"], "--out: expected a file to write, got the folder folder"),
+        (["a.pt", "--out", "a.pt"], "--out: a.pt is one of the other files"),
+        (["a.pt", "--plot", "out.txt"], "--plot: out.txt is one of the other files"),
+        (["a.pt", "--plot", "out.pdf"], "--plot: expected a name that ends in .png, got out.pdf"),
+        (["a.pt", "--out", "b.pt/out.txt"], "--out: expected a file in a folder, got b.pt/out.txt"),
     ],
 )
 def test_a_score_that_fails_writes_nothing(tmp_path, monkeypatch, arguments, words):
@@ -199,15 +220,18 @@ def test_a_score_that_fails_writes_nothing(tmp_path, monkeypatch, arguments, wor
     torch.save({"a.weight": torch.ones(3, 3)}, "a.pt")
     torch.save({"b.weight": torch.ones(3, 3)}, "b.pt")
     torch.save({"a.weight": torch.full((3, 3), float("nan"))}, "nan.pt")
+    Path("folder").mkdir()
+    files = {path: path.read_bytes() for path in tmp_path.glob("*.pt")}
 
     outcome = CliRunner().invoke(
-        app, ["score", *arguments, "--out", "out.txt", "--plot", "out.png"]
+        app, ["score", "--out", "out.txt", "--plot", "out.png", *arguments]
     )
 
     assert outcome.exit_code == 2
     assert outcome.stdout == ""
     assert re.fullmatch(rf"error: .*{words}.*\n", outcome.stderr)
-    assert not list(tmp_path.glob("out*"))
+    assert not list(tmp_path.glob("**/*out*"))
+    assert {path: path.read_bytes() for path in tmp_path.glob("*.pt")} == files
 
 
 def test_prune_writes_masks_and_shows_them(tmp_path):

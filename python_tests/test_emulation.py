@@ -38,6 +38,8 @@ def test_the_emulator_runs_every_kernel():
         subgraphs = ops.regular_subgraphs(crow_indices, col_indices, (40, 30))
         ops.singular_values(*layer)
         ops.subgraph_singular_values(*layer, subgraphs)
+        grow = ops.dense_grad_topk(torch.ones(5, 40), x, crow_indices, col_indices, 7).positions
+        ops.topology_update(crow_indices, col_indices, torch.tensor([0]), grow, 30)
 
     assert emulation.launched_kernels() == kernels_in_sources()
 

@@ -11,6 +11,7 @@
 #include <array>
 #include <optional>
 #include <utility>
+#include <vector>
 
 namespace fullspectrum {
 
@@ -54,6 +55,56 @@ inline torch::stable::Tensor cumulative_sum(const torch::stable::Tensor& tensor 
   TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::cumsum", "", stack.data(), TORCH_ABI_VERSION)
   );
   return torch::stable::detail::to<torch::stable::Tensor>(stack[0]);
+}
+
+// out = a b. The result replaces what `out` held.
+inline void mm_out(
+    torch::stable::Tensor& out,      // [m, n]
+    const torch::stable::Tensor& a,  // [m, k], any strides
+    const torch::stable::Tensor& b   // [k, n], any strides
+) {
+  using torch::stable::detail::from;
+  std::array<StableIValue, 3> stack{from(a), from(b), from(out)};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
+  out = torch::stable::detail::to<torch::stable::Tensor>(stack[0]);
+}
+
+// The gradient of a 2-d convolution for its weight; `weight` is there for its shape and dtype.
+inline torch::stable::Tensor convolution_weight_gradient(
+    const torch::stable::Tensor& grad,    // [n, c_out, h_out, w_out]
+    const torch::stable::Tensor& x,       // [n, c_in, h, w]
+    const torch::stable::Tensor& weight,  // [c_out, c_in / groups, kh, kw]
+    const std::vector<int64_t>& stride,
+    const std::vector<int64_t>& padding,
+    const std::vector<int64_t>& dilation,
+    int64_t groups
+) {
+  using torch::stable::Tensor;
+  using torch::stable::detail::from;
+  using torch::stable::detail::to;
+  constexpr std::array<bool, 3> kWeightOnly{false, true, false};
+  const std::optional<std::vector<int64_t>> bias_sizes;
+  const std::vector<int64_t> output_padding{0, 0};
+  std::array<StableIValue, 11> stack{
+      from(grad),
+      from(x),
+      from(weight),
+      from(bias_sizes),
+      from(stride),
+      from(padding),
+      from(dilation),
+      from(false),  // transposed
+      from(output_padding),
+      from(groups),
+      from(torch::headeronly::HeaderOnlyArrayRef<bool>(kWeightOnly.data(), kWeightOnly.size()))
+  };
+  TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("aten::convolution_backward", "", stack.data(), TORCH_ABI_VERSION)
+  );
+  for (const int unused : {0, 2}) {  // undefined tensors, to be freed all the same
+    to<Tensor>(stack[unused]);
+  }
+  return to<Tensor>(stack[1]);
 }
 
 }  // namespace fullspectrum

@@ -122,6 +122,21 @@ void store_computed(T* to, vector_t<compute_t<T>> vector) {
 
 // ---- lanes --------------------------------------------------------------------------------------
 
+// The same in a register, for values used more than once: the compiler may else read the memory
+// again for each use, and the loads are what bounds the loops here.
+template <typename T>
+vector_t<T> load_once(const T* from) {
+  vector_t<T> vector = load(from);
+#if defined(__AVX512F__)
+  __asm__("" : "+v"(vector));
+#elif defined(__SSE2__)
+  __asm__("" : "+x"(vector));
+#elif defined(__aarch64__)
+  __asm__("" : "+w"(vector));
+#endif
+  return vector;
+}
+
 // Lanes<0, 1, ..., n - 1>, to write shuffles for every register width at once.
 template <int... lane>
 struct Lanes {};
@@ -167,54 +182,55 @@ void transpose(vector_t<T>* r) {
   }
 }
 
-// Adds neighbours: a and b, each kBlocks blocks of partial sums, become one vector of 2 kBlocks
-// blocks half as long, a's before b's.
-template <int kBlocks, typename T, int... lane>
-vector_t<T> fold(vector_t<T> a, vector_t<T> b, Lanes<lane...>) {
+// The sums of a transposed addition within each group of four lanes: of a and b, a0 + a2, b0 + b2,
+// a1 + a3, b1 + b3; of two such results ab and cd, a, b, c, d.
+template <typename T, int... lane>
+vector_t<T> add_pairs(vector_t<T> a, vector_t<T> b, Lanes<lane...>) {
   constexpr int n = kLanes<T>;
-  constexpr int size = n / kBlocks;
-  constexpr int half = size / 2;
-  // lane / half is the new block: (vector, block) = (new / kBlocks, new % kBlocks)
-  return __builtin_shufflevector(
-             a, b, (lane / half / kBlocks * n + lane / half % kBlocks * size + lane % half)...
-         ) +
-         __builtin_shufflevector(
-             a,
-             b,
-             (lane / half / kBlocks * n + lane / half % kBlocks * size + half + lane % half)...
-         );
+  return __builtin_shufflevector(a, b, (lane % 2 * n + lane / 4 * 4 + lane % 4 / 2)...) +
+         __builtin_shufflevector(a, b, (lane % 2 * n + lane / 4 * 4 + lane % 4 / 2 + 2)...);
+}
+template <typename T, int... lane>
+vector_t<T> add_quads(vector_t<T> ab, vector_t<T> cd, Lanes<lane...>) {
+  constexpr int n = kLanes<T>;
+  return __builtin_shufflevector(ab, cd, (lane % 4 / 2 * n + lane / 4 * 4 + lane % 2)...) +
+         __builtin_shufflevector(ab, cd, (lane % 4 / 2 * n + lane / 4 * 4 + lane % 2 + 2)...);
 }
 
-template <int kDistance, typename T, int... lane>
-vector_t<T> add_across(vector_t<T> a, Lanes<lane...>) {
-  return a + __builtin_shufflevector(a, a, (lane ^ kDistance)...);
+// The sum of the groups of four lanes.
+template <typename V, int... lane>
+auto add_halves(V vector, Lanes<lane...>) {
+  constexpr int half = sizeof...(lane);
+  auto sum = __builtin_shufflevector(vector, vector, lane...) +
+             __builtin_shufflevector(vector, vector, (lane + half)...);
+  if constexpr (half > 4) {
+    return add_halves(sum, typename CountLanes<half / 2>::type{});
+  } else {
+    return sum;
+  }
 }
 
 // out[q] (= or +=) the sum of the lanes of t[q], q < 4.
 template <typename T>
 void add_up_four(const vector_t<T>* t, bool accumulate, T* out) {
   constexpr int n = kLanes<T>;
-  vector_t<T> first = fold<1, T>(t[0], t[1], lanes_t<T>{});
-  vector_t<T> second = fold<1, T>(t[2], t[3], lanes_t<T>{});
-  T sums[4];
   if constexpr (n == 2) {
-    store(sums, first);
-    store(sums + 2, second);
+    FULLSPECTRUM_UNROLL
+    for (int q = 0; q < 4; ++q) {
+      out[q] = t[q][0] + t[q][1] + (accumulate ? out[q] : T{0});
+    }
   } else {
-    constexpr int block = n / 4;
-    vector_t<T> all = fold<2, T>(first, second, lanes_t<T>{});
-    if constexpr (block >= 4) {
-      all = add_across<2, T>(all, lanes_t<T>{});
+    typedef T Four __attribute__((vector_size(4 * sizeof(T)), aligned(alignof(T)), may_alias));
+    const vector_t<T> all = add_quads<T>(
+        add_pairs<T>(t[0], t[1], lanes_t<T>{}), add_pairs<T>(t[2], t[3], lanes_t<T>{}), lanes_t<T>{}
+    );
+    Four& to = *reinterpret_cast<Four*>(out);
+    if constexpr (n == 4) {
+      to = accumulate ? to + all : all;
+    } else {
+      const auto sums = add_halves(all, typename CountLanes<n / 2>::type{});
+      to = accumulate ? to + sums : sums;
     }
-    if constexpr (block >= 2) {
-      all = add_across<1, T>(all, lanes_t<T>{});
-    }
-    auto four = __builtin_shufflevector(all, all, 0, block, 2 * block, 3 * block);
-    __builtin_memcpy(sums, &four, sizeof(sums));
-  }
-  FULLSPECTRUM_UNROLL
-  for (int q = 0; q < 4; ++q) {
-    out[q] = accumulate ? out[q] + sums[q] : sums[q];
   }
 }
 

@@ -155,14 +155,24 @@ void for_column_blocks(const SparseRows<index_t>& w, F&& walk) {
   } while (begin < w.cols);
 }
 
-// One strip of kVectors registers. Two nonzeros at a time go to two sets of sums, since one set of
-// few registers would wait for the latency of its additions.
+// Between blocks of columns the walk along a row's nonzeros is broken off, and no hardware
+// prefetcher foresees where it goes on.
+constexpr int kRowsAhead = 2;
+constexpr int kSegmentBytes = 128;
+
+template <typename V>
+void prefetch_segment(const V* nonzeros, int64_t at) {
+  prefetch<kSegmentBytes>(nonzeros + at);
+}
+
+// One strip of kVectors registers. Several nonzeros at a time go to as many sets of sums, eight
+// registers in all, since fewer would wait for the latency of their additions.
 template <int kVectors, bool kPrefetch, typename T, typename index_t>
 void multiply_strip(
     const SparseRows<index_t>& w, const T* value, const T* bias, const T* x, int64_t width, T* y
 ) {
   constexpr int n = kLanes<T>;
-  constexpr int kSets = kVectors <= 4 ? 2 : 1;
+  constexpr int kSets = 8 / kVectors;
   const index_t* col = w.col;
   const int64_t end = w.crow[w.rows];
   index_t next[kRowBlock];
@@ -171,6 +181,10 @@ void multiply_strip(
   }
   for_column_blocks(w, [&](ColumnBlock<index_t> block) {
     for (int64_t r = 0; r < w.rows; ++r) {
+      if (!kPrefetch && r + kRowsAhead < w.rows) {
+        prefetch_segment(col, next[r + kRowsAhead]);
+        prefetch_segment(value, next[r + kRowsAhead]);
+      }
       vector_t<T> sum[kSets][kVectors] = {};
       FULLSPECTRUM_UNROLL
       for (int v = 0; v < kVectors; ++v) {
@@ -193,18 +207,22 @@ void multiply_strip(
           }
         }
       }
-      if (kSets > 1 && p < last && col[p] <= block.last) {
+      for (; kSets > 1 && p < last && col[p] <= block.last; ++p) {
         const T* strip = x + static_cast<int64_t>(col[p]) * width;
         FULLSPECTRUM_UNROLL
         for (int v = 0; v < kVectors; ++v) {
           sum[0][v] += value[p] * load(strip + v * n);
         }
-        ++p;
       }
       next[r] = static_cast<index_t>(p);
       FULLSPECTRUM_UNROLL
       for (int v = 0; v < kVectors; ++v) {
-        store(y + r * width + v * n, kSets > 1 ? sum[0][v] + sum[kSets - 1][v] : sum[0][v]);
+        for (int s = kSets / 2; s > 0; s /= 2) {
+          for (int t = 0; t < s; ++t) {
+            sum[t][v] += sum[t + s][v];
+          }
+        }
+        store(y + r * width + v * n, sum[0][v]);
       }
     }
   });
@@ -229,7 +247,7 @@ __attribute__((always_inline)) inline void sample_some(
     const T* strip = x + static_cast<int64_t>(col[q]) * width;
     FULLSPECTRUM_UNROLL
     for (int v = 0; v < kVectors; ++v) {
-      const vector_t<T> loaded = load(strip + v * n);
+      const vector_t<T> loaded = kMultiply ? load_once(strip + v * n) : load(strip + v * n);
       if constexpr (kMultiply) {
         y[v] += value[q] * loaded;
       }
@@ -269,6 +287,13 @@ void sample_strip(
   }
   for_column_blocks(w, [&](ColumnBlock<index_t> block) {
     for (int64_t r = 0; r < w.rows; ++r) {
+      if (!kPrefetch && r + kRowsAhead < w.rows) {
+        prefetch_segment(col, next[r + kRowsAhead]);
+        prefetch_segment(out, next[r + kRowsAhead]);
+        if constexpr (kMultiply) {
+          prefetch_segment(value, next[r + kRowsAhead]);
+        }
+      }
       vector_t<T> factor[kVectors], sum[kVectors] = {};
       FULLSPECTRUM_UNROLL
       for (int v = 0; v < kVectors; ++v) {

@@ -12,6 +12,7 @@
 #include "common/cpu_features.h"
 #include "common/dispatch.h"
 #include "common/library.h"
+#include "common/parallel.h"
 #include "common/scratch.h"
 #include "masked_matmul/panel_kernels.h"
 #include "masked_matmul/sparse_linear.h"
@@ -202,13 +203,13 @@ void multiply(
   IndexCheck<index_t> check(kernels.inside, w);
   const Panels<scalar_t> panels{batch};
   const bool threaded = (w.nnz + kRowCost * w.rows) * batch >= kWorthThreads;
-  const int64_t threads = threaded ? torch::stable::get_num_threads() : 1;
+  const int64_t threads = threaded ? thread_count() : 1;
   const bool even = panels.count() % threads == 0 || panels.count() >= 4 * threads;
   const int64_t chunks = even ? 1 : threads;
   const std::vector<int64_t> boundary = balanced_rows(w.crow, w.rows, chunks);
   const int64_t column_block = w.column_block();
   const int64_t tasks = panels.count() * chunks;
-  torch::stable::parallel_for(0, tasks, threaded ? 1 : tasks, [&](int64_t begin, int64_t end) {
+  parallel_for(0, tasks, threaded ? 1 : tasks, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end;) {
       const int64_t panel = task / chunks;
       const int64_t stop = std::min(end, (panel + 1) * chunks);
@@ -257,7 +258,7 @@ std::vector<std::unique_ptr<compute_t<storage_t>[]>> sample(
   IndexCheck<index_t> check(kernels.inside, w);
   const Panels<scalar_t> panels{batch};
   const bool threaded = w.nnz * batch >= kWorthThreads;
-  const int64_t threads = threaded ? torch::stable::get_num_threads() : 1;
+  const int64_t threads = threaded ? thread_count() : 1;
   const int64_t groups = std::max(int64_t{1}, std::min({panels.count(), threads, kMaxGroups}));
   const int64_t chunks = ceil_div(threads, groups);
   const std::vector<int64_t> boundary = balanced_rows(w.crow, w.rows, chunks);
@@ -266,7 +267,7 @@ std::vector<std::unique_ptr<compute_t<storage_t>[]>> sample(
   for (auto& partial : sums) {
     partial.reset(panels.count() == 0 ? new scalar_t[w.nnz]() : new scalar_t[w.nnz]);
   }
-  torch::stable::parallel_for(0, groups * chunks, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, groups * chunks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t group = task / chunks, chunk = task % chunks;
       scalar_t* out = sums[group].get();
@@ -320,7 +321,7 @@ std::unique_ptr<compute_t<storage_t>[]> gathered(
   constexpr int64_t kPiece = 1024;
   std::unique_ptr<scalar_t[]> to(new scalar_t[nnz]);
   std::atomic<bool> failed{false};
-  torch::stable::parallel_for(0, nnz, kWorthThreadsToPermute, [&](int64_t begin, int64_t end) {
+  parallel_for(0, nnz, kWorthThreadsToPermute, [&](int64_t begin, int64_t end) {
     for (int64_t piece = begin; piece < end; piece += kPiece) {
       const int64_t stop = std::min(end, piece + kPiece);
       if (!inside(permutation + piece, stop - piece, static_cast<index_t>(nnz - 1))) {
@@ -346,7 +347,7 @@ void scatter_sum(
     storage_t* to  // [nnz]
 ) {
   const int64_t groups = static_cast<int64_t>(partial.size());
-  torch::stable::parallel_for(0, nnz, kWorthThreadsToPermute, [&](int64_t begin, int64_t end) {
+  parallel_for(0, nnz, kWorthThreadsToPermute, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       compute_t<storage_t> sum = partial[0][i];
       for (int64_t group = 1; group < groups; ++group) {

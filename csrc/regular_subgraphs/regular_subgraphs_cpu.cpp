@@ -6,6 +6,7 @@
 
 #include "common/dispatch.h"
 #include "common/library.h"
+#include "common/parallel.h"
 #include "regular_subgraphs/group_taps.h"
 #include "regular_subgraphs/regular_subgraphs.h"
 
@@ -32,7 +33,7 @@ std::tuple<Tensor, Tensor, Tensor> regular_subgraphs_cpu(
   int64_t* live = live_outputs.mutable_data_ptr<int64_t>();
   const int64_t layers = static_cast<int64_t>(cols.size());
   std::vector<std::string> faults(layers);  // an exception would not cross parallel_for whole
-  torch::stable::parallel_for(0, layers, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, layers, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       dispatch_index(crow_indices[i].scalar_type(), kOp, [&](auto index_tag) {
         using index_t = typename decltype(index_tag)::type;

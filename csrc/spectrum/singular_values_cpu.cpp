@@ -10,6 +10,7 @@
 
 #include "common/dispatch.h"
 #include "common/library.h"
+#include "common/parallel.h"
 #include "spectrum/cpu_problems.h"
 #include "spectrum/singular_values.h"
 
@@ -30,8 +31,8 @@ struct Grouping {
 // jobs differ much in size, and none depends on which thread runs it.
 void parallel_jobs(int64_t count, const std::function<void(int64_t)>& job) {
   std::atomic<int64_t> next{0};
-  const int64_t threads = std::min<int64_t>(count, torch::stable::get_num_threads());
-  torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+  const int64_t threads = std::min<int64_t>(count, thread_count());
+  parallel_for(0, threads, 1, [&](int64_t, int64_t) {
     for (int64_t i = next++; i < count; i = next++) {
       job(i);
     }

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from fullspectrum_ext.experiments.scoring import FileScore
@@ -54,7 +55,7 @@ def comparison_table(comparison: Mapping[str, Any]) -> Table:
         table.add_column(header, justify="right")
     for name, layer in comparison["layers"].items():
         differences = [f"{layer[coordinate]:+.4f}" for coordinate in COORDINATES]
-        table.add_row(name, f"{layer['distance']:.4f}", *differences)
+        table.add_row(escape(name), f"{layer['distance']:.4f}", *differences)
     return table
 
 

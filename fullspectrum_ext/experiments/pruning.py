@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ def prune_by_name(
     weights: Path | None = None,
     candidates: int = 100,
     seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
 ) -> MaskSet:
     """Build a model, load its weights and data, and prune it.
 
@@ -39,6 +41,7 @@ def prune_by_name(
         weights: Checkpoint to load; without one a model of ``MODELS`` has its initial weights.
         candidates: Masks that ``pags`` draws.
         seed: Of the initial weights and of the method.
+        progress: Called by ``pags`` with the number of candidates seen and of all of them.
 
     Returns:
         The masks.
@@ -73,6 +76,7 @@ def prune_by_name(
         candidates=candidates,
         data=batches,
         seed=seed,
+        progress=progress,
     )
 
 

@@ -180,7 +180,7 @@ def _score_batch(
         patterns[name] = pattern
         graphs[name] = layer_graph(name, mask)
         if weight is not None:
-            values[name] = edge_weights(name, mask, {name: weight})
+            values[name] = edge_weights(name, mask, graphs[name], {name: weight})
         del mask, weight  # their memory is wanted for what follows
     if not graphs:
         return {}, {}

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fullspectrum_ext import _checks
+from fullspectrum_ext.nn.topology import UpdatesTopology, set_values
 from fullspectrum_ext.ops import (
     CsrTranspose,
     csr_from_dense,
@@ -19,7 +20,7 @@ _TOPOLOGY = ("crow_indices", "col_indices")
 _TRANSPOSED = ("ccol_indices", "row_indices", "permutation")
 
 
-class SparseLinear(nn.Module):
+class SparseLinear(UpdatesTopology):
     r"""A linear layer :math:`y = x W^\top + b` whose weight matrix is stored in CSR form.
 
     Memory and time follow the number of stored weights, forward, backward and in the optimizer:
@@ -106,6 +107,11 @@ class SparseLinear(nn.Module):
         """The index of the transposed weight matrix."""
         return CsrTranspose(self.ccol_indices, self.row_indices, self.permutation)
 
+    @property
+    def columns(self) -> int:
+        """Number of columns of the weight matrix."""
+        return self.in_features
+
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to ``x``, ``[..., in_features]``."""
         return sparse_linear(
@@ -132,11 +138,14 @@ class SparseLinear(nn.Module):
         )
 
     def _set_topology(self, crow_indices: Tensor, col_indices: Tensor) -> None:
-        self.crow_indices = crow_indices.detach().clone()
-        self.col_indices = col_indices.detach().clone()
-        self.ccol_indices, self.row_indices, self.permutation = csr_transpose(
-            self.crow_indices, self.col_indices, self.in_features
-        )
+        transpose = csr_transpose(crow_indices, col_indices, self.in_features)
+        fields = (crow_indices, col_indices, *transpose)
+        for name, new in zip((*_TOPOLOGY, *_TRANSPOSED), fields, strict=True):
+            old = getattr(self, name)
+            if old is not None and (old.shape, old.dtype) == (new.shape, new.dtype):
+                old.copy_(new)  # the same memory
+            else:
+                setattr(self, name, new.detach().clone())
 
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
@@ -173,9 +182,7 @@ class SparseLinear(nn.Module):
             device = self.values.device
             self._set_topology(crow_indices.to(device), col_indices.to(device))
             if values.shape != self.values.shape:
-                # the parameter stays the same object; its gradient no longer fits
-                self.values.data = self.values.new_empty(values.shape)
-                self.values.grad = None
+                set_values(self.values, self.values.new_empty(values.shape))
         super()._load_from_state_dict(
             state_dict,
             prefix,

@@ -8,6 +8,11 @@ from fullspectrum_ext.ops.csr import (
     csr_to_dense,
     csr_transpose,
 )
+from fullspectrum_ext.ops.dense_grad_topk import (
+    TopGradients,
+    conv2d_dense_grad_topk,
+    dense_grad_topk,
+)
 from fullspectrum_ext.ops.regular_subgraphs import RegularSubgraph, regular_subgraphs
 from fullspectrum_ext.ops.singular_values import (
     SingularValues,
@@ -15,3 +20,9 @@ from fullspectrum_ext.ops.singular_values import (
     subgraph_singular_values,
 )
 from fullspectrum_ext.ops.sparse_linear import sparse_linear
+from fullspectrum_ext.ops.topology_update import (
+    TopologyUpdate,
+    carry,
+    smallest_magnitudes,
+    topology_update,
+)

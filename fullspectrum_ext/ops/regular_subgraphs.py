@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import overload
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -97,26 +98,31 @@ def regular_subgraphs(
         [col.contiguous() for col in cols],
         [layer_shape[1] for layer_shape in shapes],
     )
-    described = torch.stack([degrees, live_outputs]).cpu()  # one transfer for all layers
-    layers = []
-    first = 0
-    for _, width in shapes:
-        layers.append(_layer(taps, described, first, first + width))
-        first += width
+    described = torch.stack([degrees, live_outputs]).cpu().numpy()  # one transfer for all layers
+    ends = np.cumsum([width for _, width in shapes])
+    layers = [
+        _layer(taps[end - width : end], *described[:, end - width : end])
+        for end, (_, width) in zip(ends.tolist(), shapes, strict=True)
+    ]
     return layers[0] if one else layers
 
 
-def _layer(taps: Tensor, described: Tensor, first: int, end: int) -> list[RegularSubgraph]:
-    degrees, counts = described[0, first:end].unique_consecutive(return_counts=True)
-    subgraphs = []
-    for degree, count in zip(degrees.tolist(), counts.tolist(), strict=True):
-        if degree > 0:
-            live = int(described[1, first])
-            subgraphs.append(
-                RegularSubgraph(degree, taps[first : first + count], degree * count, live)
-            )
-        first += count
-    return subgraphs
+def _layer(taps: Tensor, degrees: np.ndarray, live_outputs: np.ndarray) -> list[RegularSubgraph]:
+    """Cut a layer's taps, sorted by degree, where the degree changes."""
+    if len(degrees) == 0:
+        return []
+    starts = [0, *(np.flatnonzero(np.diff(degrees)) + 1).tolist()]
+    return [
+        RegularSubgraph(degree, taps[start:end], degree * (end - start), live)
+        for start, end, degree, live in zip(
+            starts,
+            [*starts[1:], len(degrees)],
+            degrees[starts].tolist(),
+            live_outputs[starts].tolist(),
+            strict=True,
+        )
+        if degree > 0
+    ]
 
 
 def as_layers(

@@ -181,9 +181,12 @@ def _backward(
         return None, None
     if values is not None and transpose[0] is None:
         transpose = csr_transpose(crow_indices, col_indices, in_features)
-    grad_x, grad_values = _OPERATORS.sparse_linear_backward.default(
-        grad, x, values, crow_indices, col_indices, in_features, *transpose
-    )
+    arguments = (grad, x, values, crow_indices, col_indices, in_features, *transpose)
+    if torch.is_grad_enabled():
+        grad_x, grad_values = _OPERATORS.sparse_linear_backward.default(*arguments)
+    else:  # straight to the kernel, past the Python that would find nothing to differentiate
+        with torch._C._AutoDispatchBelowAutograd():
+            grad_x, grad_values = _OPERATORS.sparse_linear_backward.default(*arguments)
     return None if values is None else grad_x, None if x is None else grad_values
 
 

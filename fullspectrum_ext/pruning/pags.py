@@ -18,8 +18,10 @@ from fullspectrum_ext.pruning.base import (
 )
 from fullspectrum_ext.pruning.batches import Batches
 from fullspectrum_ext.pruning.selection import SCOPES, Scores, check_scores, keep_top_per_layer
-from fullspectrum_ext.spectral import LayerSpectrum, full_spectrum
-from fullspectrum_ext.spectral.graph import Flavor
+from fullspectrum_ext.spectral import LayerSpectrum
+from fullspectrum_ext.spectral.full_spectrum import graph_spectrum
+from fullspectrum_ext.spectral.graph import Flavor, LayerGraph, layer_graph
+from fullspectrum_ext.spectral.sources import edge_weights
 
 Rule = Literal["loose", "strict", "alt", "l2_only"]
 Progress = bool | Callable[[int, int], None]
@@ -96,7 +98,7 @@ def pags(
     sampler = _Sampler(context, base, dict(base_options or {}), batches_per_candidate)
     search = _Search(sampler.base_masks(), context.weights, rule, flavor)
     for _ in _steps(candidates, progress):
-        counts = {name: int(mask.count_nonzero()) for name, mask in search.masks.items()}
+        counts = {name: graph.edges for name, graph in search.graphs.items()}
         search.consider(sampler.candidate(counts), per_layer=selection == "per_layer")
     record = {"base": base, "accepted": search.accepted, "norm": search.norms}
     return MaskSet(search.masks, meta={"pags": record})
@@ -167,19 +169,21 @@ class _Search:
         self, masks: dict[str, Tensor], weights: Mapping[str, Tensor], rule: Rule, flavor: Flavor
     ):
         self.masks = masks
+        self.graphs = {name: layer_graph(name, mask) for name, mask in masks.items()}
         self.weights = weights
         self.accepts = _RULES[rule]
         self.flavor = flavor
-        self.measures = self._measured(masks)
+        self.measures = self._measured(self.graphs)
         self.accepted = dict.fromkeys(masks, 0)
         self.norms = [_mean(self.measures).norm]
 
     def consider(self, candidate: Mapping[str, Tensor], *, per_layer: bool) -> None:
         """Take over a candidate's layers, or all of it, where the rule accepts."""
+        graphs = {name: layer_graph(name, mask) for name, mask in candidate.items()}
         changed = {
-            name: mask
-            for name, mask in candidate.items()
-            if not torch.equal(mask, self.masks[name])
+            name: graph
+            for name, graph in graphs.items()
+            if not graph.has_edges_of(self.graphs[name])
         }
         measured = self._measured(changed) if changed else {}
         if per_layer:
@@ -188,7 +192,8 @@ class _Search:
             whole = {**self.measures, **measured}
             taken = list(changed) if self._is_better(_mean(whole), _mean(self.measures)) else []
         for name in taken:
-            self.masks[name] = changed[name]
+            self.masks[name] = candidate[name]
+            self.graphs[name] = changed[name]
             self.measures[name] = measured[name]
             self.accepted[name] += 1
         self.norms.append(_mean(self.measures).norm)
@@ -197,8 +202,12 @@ class _Search:
         # The rules forgive the error of the singular values; the norm must not creep down by it.
         return new.norm >= best.norm and self.accepts(new, best)
 
-    def _measured(self, masks: Mapping[str, Tensor]) -> dict[str, _Measures]:
-        spectrum = full_spectrum(masks, self.weights, flavor=self.flavor, tol=_TOLERANCE)
+    def _measured(self, graphs: Mapping[str, LayerGraph]) -> dict[str, _Measures]:
+        values = {
+            name: edge_weights(name, self.masks[name], graph, self.weights)
+            for name, graph in graphs.items()
+        }
+        spectrum = graph_spectrum(graphs, values, flavor=self.flavor, tol=_TOLERANCE)
         return {name: _measures(layer) for name, layer in spectrum.layers.items()}
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from fullspectrum_ext.spectral.graph import Flavor
@@ -136,7 +137,7 @@ class LayerSpectrum:
     @property
     def norm(self) -> float:
         """Euclidean length of :attr:`vector`."""
-        return float(np.linalg.norm(self.vector))
+        return math.hypot(*self.vector.tolist())
 
     @property
     def normalized_gap(self) -> float:
@@ -216,7 +217,7 @@ class FullSpectrum:
         if self.flavor != other.flavor:
             raise ValueError(f"other: expected flavor {self.flavor!r}, got {other.flavor!r}")
         return {
-            name: float(np.linalg.norm(layer.vector - other.layers[name].vector))
+            name: math.dist(layer.vector.tolist(), other.layers[name].vector.tolist())
             for name, layer in self.layers.items()
         }
 
@@ -230,8 +231,8 @@ class FullSpectrum:
         The effective density ("eff.") is there where the layers form a chain.
 
         Args:
-            patterns: Layer to the name of its mask's pattern, for a column of its own where one
-                says more than the density does.
+            patterns: Layer to the name of its mask's pattern, which is then put under the layer's
+                name where it says more than the density does.
 
         Returns:
             The table.
@@ -243,23 +244,19 @@ class FullSpectrum:
             pad_edge=False,
             collapse_padding=True,
         )
-        if patterns is not None and _TRIVIAL.issuperset(patterns.values()):
-            patterns = None
-        table.add_column("layer", footer="mean", overflow="fold")
+        table.add_column("layer", footer="mean", overflow="fold", min_width=12)
         columns = _COLUMNS if self._is_chain else {k: v for k, v in _COLUMNS.items() if k != "eff."}
         for header, name in columns.items():
             values = np.nan_to_num([getattr(layer, name) for layer in self.layers.values()])
             table.add_column(header, justify="right", footer=f"{values.mean():.4f}", no_wrap=True)
         table.add_column("Rama-\nnujan", no_wrap=True)
-        if patterns is not None:
-            table.add_column("pattern", no_wrap=True)
         for title, layer in self.layers.items():
             numbers = [getattr(layer, name) for name in columns.values()]
             cells = ["–" if math.isnan(number) else f"{number:.4f}" for number in numbers]
             cells.append("yes" if layer.is_ramanujan else "no")
-            if patterns is not None:
-                cells.append(patterns[title].replace("unstructured", "–"))
-            table.add_row(title, *cells)
+            pattern = "unstructured" if patterns is None else patterns[title]
+            below = "" if pattern in _TRIVIAL else f"\n  {pattern}"
+            table.add_row(escape(title) + below, *cells)
         return table
 
     def to_dict(self) -> dict[str, Any]:

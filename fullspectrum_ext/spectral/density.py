@@ -237,7 +237,7 @@ def _one_layer(
         return graph, None
     if found is None:
         raise ValueError("weights: none are given, but weighted is set")
-    return graph, edge_weights(layer, masks[layer], found).double()
+    return graph, edge_weights(layer, masks[layer], graph, found).double()
 
 
 def _live_block(graph: LayerGraph) -> tuple[Tensor, Tensor, tuple[int, int]]:

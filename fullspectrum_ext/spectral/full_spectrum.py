@@ -96,7 +96,7 @@ def full_spectrum(
     graphs = {name: layer_graph(name, masks[name]) for name in names}
     values = None
     if found is not None:
-        values = {name: edge_weights(name, masks[name], found) for name in names}
+        values = {name: edge_weights(name, masks[name], graphs[name], found) for name in names}
     if chain is None:
         chain = chain_of(source, masks) or chain_of(weights, masks)
     effective = effective_densities(masks) if chain else None
@@ -269,7 +269,7 @@ def _subgraph_spectra(
     for group, (sigma1, sigma2), (weighted1, weighted2) in zip(
         groups, sigmas, weighted, strict=True
     ):
-        taps, degrees = len(group.taps), (group.degree, group.edges / group.live_outputs)
+        taps, degrees = group.taps.numel(), (group.degree, group.edges / group.live_outputs)
         spectra.append(
             SubgraphSpectrum(
                 degree=group.degree,
@@ -300,7 +300,7 @@ def _groups_that_count(
         [
             group
             for group in sorted(groups, key=lambda group: group.degree)
-            if len(group.taps) >= _FEWEST_TAPS[flavor]
+            if group.taps.numel() >= _FEWEST_TAPS[flavor]
             and group.edges
             and is_valid(
                 group.degree, group.edges / group.live_outputs, min_degree, flavor, regular=True

@@ -56,6 +56,12 @@ class LayerGraph:
         """Mean degree of the outputs that have an edge; nan without edges."""
         return self.edges / self.live_outputs if self.edges else math.nan
 
+    def has_edges_of(self, other: "LayerGraph") -> bool:
+        """Tell whether another graph of the same shape and device has the same edges."""
+        return torch.equal(self.crow_indices, other.crow_indices) and torch.equal(
+            self.col_indices, other.col_indices
+        )
+
 
 def layer_graph(name: str, mask: Tensor) -> LayerGraph:
     """Read the graph off a mask.
@@ -130,34 +136,30 @@ def row_blocks(shape: tuple[int, int]) -> Iterator[slice]:
         yield slice(start, min(start + height, shape[0]))
 
 
-def kept_values(weight: Tensor, mask: Tensor) -> Tensor:
-    """Return the absolute weights under a mask, row by row.
+def kept_values(weight: Tensor, graph: LayerGraph) -> Tensor:
+    """Return the absolute weights on the edges of a graph, row by row.
 
     Args:
-        weight: Dense weight.
-        mask: Bool, the same shape, two or more dimensions.
+        weight: Dense weight, whose rows and columns are the graph's.
+        graph: Which of its entries to take.
 
     Returns:
-        ``[edges]``, in the weight's dtype, on the mask's device.
+        ``[edges]``, in the weight's dtype, on the graph's device.
     """
-    shape = (mask.shape[0], math.prod(mask.shape[1:]))
-    matrix, kept = weight.detach().to(mask.device).reshape(shape), mask.reshape(shape)
-    values = matrix.new_empty(int(kept.count_nonzero()))
+    device = graph.col_indices.device
+    matrix = weight.detach().to(device).reshape(graph.shape)
+    row_lengths = graph.crow_indices.diff()
+    values = matrix.new_empty(graph.edges)
     start = 0
-    for rows in row_blocks(shape):
-        part = matrix[rows].flatten()[_places(kept[rows])].abs()
-        values[start : start + part.numel()] = part
-        start += part.numel()
-    return values
-
-
-def _places(mask: Tensor) -> Tensor:
-    """Return the places of the ones of a mask, read row by row."""
-    row = mask.detach().reshape(1, -1)
-    if mask.device.type != "cpu":
-        return row.nonzero()[:, 1]
-    _, places, _ = _core.mask_to_csr(row.contiguous().numpy())
-    return torch.from_numpy(places)
+    for rows in row_blocks(graph.shape):
+        lengths = row_lengths[rows]
+        row_starts = graph.shape[1] * torch.arange(lengths.numel(), device=device)
+        places = row_starts.repeat_interleave(lengths)
+        end = start + places.numel()
+        places += graph.col_indices[start:end]
+        torch.index_select(matrix[rows].reshape(-1), 0, places, out=values[start:end])
+        start = end
+    return values.abs_()
 
 
 def is_valid(

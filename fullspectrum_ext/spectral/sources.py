@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fullspectrum_ext._layers import LayerWeight, model_layers, state_dict_layers
 from fullspectrum_ext.masks import MaskSet
-from fullspectrum_ext.spectral.graph import kept_values
+from fullspectrum_ext.spectral.graph import LayerGraph, kept_values
 
 Source = nn.Module | Mapping[str, Any] | Tensor | Any
 """A model; a mapping of names to masks, weights or SciPy sparse matrices; or one of these alone."""
@@ -49,26 +49,33 @@ def read_source(source: Source, weights: Source | None) -> Layers:
     return Layers(masks, own if weights is None else _read_weights(masks, weights))
 
 
-def edge_weights(name: str, mask: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+def edge_weights(
+    name: str, mask: Tensor, graph: LayerGraph, weights: Mapping[str, Tensor]
+) -> Tensor:
     """Return the absolute weights under a mask, row by row.
 
     Args:
         name: The layer.
         mask: Its mask, bool or CSR.
+        graph: The mask's graph.
         weights: The network's weights.
 
     Returns:
         One value an edge, ``[edges]``.
 
     Raises:
-        TypeError: If the weight is no tensor.
-        ValueError: If it is missing, of another shape, or not finite.
+        TypeError: If the weight is no tensor, or not of floating point.
+        ValueError: If it is missing, of another shape, without values, or not finite.
     """
     if name not in weights:
         raise ValueError(f"weights: there is none for the mask {name!r}")
     weight = weights[name]
     if not isinstance(weight, Tensor):
         raise TypeError(f"weights[{name!r}]: expected a torch.Tensor, got {type(weight).__name__}")
+    if not weight.is_floating_point():
+        raise TypeError(f"weights[{name!r}]: expected floating point, got {weight.dtype}")
+    if weight.is_meta:
+        raise ValueError(f"weights[{name!r}]: expected values, got a tensor on the meta device")
     if weight.shape != mask.shape:
         raise ValueError(
             f"weights[{name!r}]: expected the mask's shape {tuple(mask.shape)}, "
@@ -77,9 +84,10 @@ def edge_weights(name: str, mask: Tensor, weights: Mapping[str, Tensor]) -> Tens
     if is_csr(weight) and weight is mask:
         values = weight.values().abs()
     else:
-        dense = weight.to_dense() if is_csr(weight) else weight
-        kept = mask.to_dense() != 0 if is_csr(mask) else mask
-        values = kept_values(dense, kept)
+        dense = weight if weight.layout == torch.strided else weight.to_dense()
+        if dense.dtype.itemsize == 1:
+            dense = dense.float()  # torch can hardly compute with eight bits
+        values = kept_values(dense, graph)
     if not bool(values.isfinite().all()):
         raise ValueError(f"weights[{name!r}]: expected finite weights, got NaN or infinity")
     return values
@@ -133,8 +141,11 @@ def _read(
 def _read_tensors(
     source: Mapping[str, Tensor],
 ) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor] | None]:
-    """Masks if all values are 0 or 1, else the layers of a state dict."""
-    if not all(isinstance(value, Tensor) and _is_binary(value) for value in source.values()):
+    """Masks if all are dense and hold 0 and 1 alone, else the layers of a state dict."""
+    if not all(
+        isinstance(value, Tensor) and value.layout == torch.strided and _is_binary(value)
+        for value in source.values()
+    ):
         layers = state_dict_layers(source)
         if layers:
             return _split(layers)

@@ -172,6 +172,7 @@ def test_a_single_row_has_a_spectrum_but_no_gap(tmp_path, width):
         (torch.ones(3, 3, dtype=torch.int8), "floating point, got torch.int8"),
         (torch.ones(3, 3, dtype=torch.complex64), "floating point, got torch.complex64"),
         (torch.ones(0, 3), r"expected weights, got shape \(0, 3\)"),
+        (torch.ones(3, 3, device="meta"), "expected values, got .* meta"),
     ],
 )
 def test_weights_that_are_none_are_refused_by_file_and_layer(tmp_path, weight, words):

@@ -157,7 +157,7 @@ def test_inputs_need_not_be_contiguous(device):
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
 @pytest.mark.parametrize("batch", [1, 100, 128, 200, 700])
-def test_every_division_of_the_work_gives_the_reference(threads, batch):
+def test_the_work_of_any_number_of_threads_gives_the_reference(threads, batch):
     x, values, crow_indices, col_indices, bias, grad = case(150, 90, (batch,), 0.3)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)

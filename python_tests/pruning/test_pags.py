@@ -10,6 +10,7 @@ from fullspectrum_ext.pruning import pags as pags_module
 from fullspectrum_ext.pruning import prune, register_pruner
 from fullspectrum_ext.pruning.base import _METHODS
 from fullspectrum_ext.spectral import full_spectrum
+from fullspectrum_ext.spectral.full_spectrum import graph_spectrum
 
 Measures = pags_module._Measures
 
@@ -147,6 +148,26 @@ def test_layers_are_accepted_one_by_one_or_all_together(selection, expected):
     assert masks == MaskSet(dict(zip(masks, expected, strict=True)))
     taken = [0, 1] if selection == "per_layer" else [0, 0]
     assert list(masks.meta["pags"]["accepted"].values()) == taken
+
+
+def test_layers_that_did_not_change_are_not_measured_again(monkeypatch):
+    measured = []
+
+    def watched(graphs, *rest, **keywords):
+        measured.append(list(graphs))
+        return graph_spectrum(graphs, *rest, **keywords)
+
+    monkeypatch.setattr(pags_module, "graph_spectrum", watched)
+    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
+    moved = COMPLETE.flip(0)  # as many edges as COMPLETE, other ones
+    script = [(COMPLETE, COMPLETE), (COMPLETE, moved), (COMPLETE, COMPLETE), (COMPLETE, moved)]
+    register_pruner("scripted", scopes=("layer",), varies_by="seed")(scripted(script))
+    try:
+        prune(model, "pags", base="scripted", candidates=3, density=0.25)
+    finally:
+        del _METHODS["scripted"]
+    assert measured[0] == ["0.weight", "1.weight"]
+    assert set(map(tuple, measured[1:])) == {("1.weight",)}
 
 
 @pytest.mark.parametrize(

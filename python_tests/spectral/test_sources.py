@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
 from fullspectrum_ext.masks import MaskSet
@@ -106,6 +106,21 @@ def test_state_dicts_of_every_kind():
     assert dense_spectrum(zeroed.state_dict()).layers["0.weight"].density == 1
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+def test_torchs_sparse_tensors_and_eight_bit_weights():
+    weight = torch.randn(20, 30) * (torch.rand(20, 30) < 0.3)
+    mask, halves = weight != 0, weight.to(torch.float8_e4m3fn)
+    expected = full_spectrum({"a": mask}, {"a": weight})
+    for convert in (Tensor.to_sparse, Tensor.to_sparse_csr):
+        assert_same(full_spectrum({"a": convert(mask.float())}, {"a": convert(weight)}), expected)
+    assert_same(
+        full_spectrum({"a": mask}, {"a": halves}), full_spectrum({"a": mask}, {"a": halves.float()})
+    )
+
+
+ONES = torch.ones(3, 3)
+
+
 @pytest.mark.parametrize(
     ("source", "weights", "error", "match"),
     [
@@ -122,6 +137,11 @@ def test_state_dicts_of_every_kind():
         (torch.ones(3, 3), {"fc": torch.ones(3, 3)}, ValueError, "none for the mask 'weight'"),
         ({"fc.bias": torch.randn(3)}, None, ValueError, r"masks\['fc.bias'\]: expected zeros"),
         ("model.pt", None, TypeError, "expected a model, .* a SciPy sparse matrix, got str"),
+        (nn.Linear(3, 3, device="meta"), None, ValueError, "weight: expected values, .* meta"),
+        (torch.ones(3, 3, device="meta").bool(), None, ValueError, "expected values, .* meta"),
+        (ONES, {"weight": torch.ones(3, 3, device="meta")}, ValueError, "expected values, .* meta"),
+        (ONES, {"weight": torch.ones(3, 3).int()}, TypeError, "floating point, got torch.int32"),
+        (ONES, {"weight": torch.ones(3, 3) * 1j}, TypeError, "floating point, got torch.complex64"),
     ],
 )
 def test_what_a_spectrum_cannot_be_taken_of(source, weights, error, match):

@@ -1,0 +1,120 @@
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <atomic>
+#include <string>
+#include <tuple>
+
+#include "common/csr.h"
+#include "common/dispatch.h"
+#include "common/library.h"
+#include "common/parallel.h"
+#include "selection/topology_update.h"
+
+namespace fullspectrum {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+constexpr const char* kOp = "topology_update";
+
+// Rows that are worth a thread.
+constexpr int64_t kGrain = 64;
+
+void check_rising(const char* name, const int64_t* list, int64_t size, int64_t end) {
+  bool good = size == 0 || (list[0] >= 0 && list[size - 1] < end);
+  for (int64_t i = 1; i < size; ++i) {
+    good &= list[i - 1] < list[i];
+  }
+  STD_TORCH_CHECK(good, kOp, ": ", name, " must rise strictly within [0, ", end, ")");
+}
+
+// Merges what is kept of each row with what grows in it. Returns how many grown positions are kept
+// ones as well.
+template <typename index_t>
+int64_t merge_rows(
+    const CsrView<index_t>& csr,
+    const int64_t* drop,  // [size.drop], rising
+    const int64_t* grow,  // [size.grow], rising
+    TopologyUpdateSizes size,
+    index_t* new_crow,  // [rows + 1]
+    index_t* new_col,   // [new_nnz]
+    int64_t* source     // [new_nnz]
+) {
+  const int64_t* drop_end = drop + size.drop;
+  const int64_t* grow_end = grow + size.grow;
+  std::atomic<int64_t> clashes{0};
+  parallel_for(0, size.rows, kGrain, [&](int64_t begin, int64_t end) {
+    int64_t clashes_here = 0;
+    const int64_t* dropped = std::lower_bound(drop, drop_end, csr.crow_indices[begin]);
+    const int64_t* grown = std::lower_bound(grow, grow_end, begin * size.cols);
+    int64_t p = csr.crow_indices[begin];
+    int64_t out = p - (dropped - drop) + (grown - grow);
+    for (int64_t row = begin; row < end; ++row) {
+      new_crow[row] = static_cast<index_t>(out);
+      const int64_t first = row * size.cols;
+      const int64_t p_end = csr.crow_indices[row + 1];
+      while (p < p_end || (grown < grow_end && *grown < first + size.cols)) {
+        if (p < p_end && dropped < drop_end && *dropped == p) {
+          ++dropped;
+          ++p;
+          continue;
+        }
+        const int64_t stored = p < p_end ? first + csr.col_indices[p] : first + size.cols;
+        const bool grows = grown < grow_end && *grown <= stored && *grown < first + size.cols;
+        clashes_here += grows && *grown == stored;
+        new_col[out] = static_cast<index_t>((grows ? *grown : stored) - first);
+        source[out] = grows ? -1 : p;
+        ++out;
+        grows ? static_cast<void>(++grown) : static_cast<void>(++p);
+      }
+    }
+    clashes += clashes_here;
+  });
+  new_crow[size.rows] = static_cast<index_t>(size.new_nnz);
+  return clashes;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> topology_update_cpu(
+    Tensor crow_indices, Tensor col_indices, Tensor drop, Tensor grow, int64_t cols
+) {
+  const TopologyUpdateSizes size =
+      check_topology_update(crow_indices, col_indices, drop, grow, cols);
+  const int64_t* drops = drop.const_data_ptr<int64_t>();
+  const int64_t* grows = grow.const_data_ptr<int64_t>();
+  check_rising("drop", drops, size.drop, size.nnz);
+  check_rising("grow", grows, size.grow, size.rows * cols);
+  Tensor new_crow = torch::stable::empty_like(crow_indices);
+  Tensor new_col = torch::stable::new_empty(col_indices, {size.new_nnz});
+  Tensor source = torch::stable::new_empty(col_indices, {size.new_nnz}, ScalarType::Long);
+  Tensor clashes = torch::stable::new_empty(col_indices, {1}, ScalarType::Long);
+  dispatch_index(crow_indices.scalar_type(), kOp, [&](auto index_tag) {
+    using index_t = typename decltype(index_tag)::type;
+    const CsrView<index_t> csr{
+        size.rows,
+        cols,
+        size.nnz,
+        crow_indices.const_data_ptr<index_t>(),
+        col_indices.const_data_ptr<index_t>()
+    };
+    const std::string fault = csr_fault(csr);
+    STD_TORCH_CHECK(fault.empty(), kOp, ": ", fault);
+    *clashes.mutable_data_ptr<int64_t>() = merge_rows(
+        csr,
+        drops,
+        grows,
+        size,
+        new_crow.mutable_data_ptr<index_t>(),
+        new_col.mutable_data_ptr<index_t>(),
+        source.mutable_data_ptr<int64_t>()
+    );
+  });
+  return {new_crow, new_col, source, clashes};
+}
+
+}  // namespace
+
+FULLSPECTRUM_CPU_KERNELS(m) { m.impl("topology_update", TORCH_BOX(&topology_update_cpu)); }
+
+}  // namespace fullspectrum
