@@ -31,8 +31,11 @@ from fullspectrum_ext.experiments.scoring import score_file
 def memory(field):
     lines = open("/proc/self/status").read().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+def advance(done, total):
+    text = f"scored {done / 1e9:.2f} of {total / 1e9:.2f} billion weights"
+    print(text, file=sys.stderr, flush=True)
 start = memory("VmRSS")
-score = score_file(sys.argv[1])
+score = score_file(sys.argv[1], advance=advance)
 print(start, memory("VmHWM"), *sorted(set(score.patterns.values())))
 """
 
@@ -71,6 +74,7 @@ def write_checkpoint(folder: pathlib.Path, hidden: int, blocks: int) -> dict[str
         safetensors.torch.save_file(tensors, folder / shard)
         weight_map |= dict.fromkeys(tensors, shard)
         total += sum(tensor.numel() for tensor in tensors.values())
+        print(f"wrote shard {i + 1} of {blocks + 1}", file=sys.stderr, flush=True)
     index = {"metadata": {"total_size": 2 * total}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     layer = hidden * (hidden * 43 // 16)
@@ -91,7 +95,7 @@ def main() -> None:
         sizes = write_checkpoint(pathlib.Path(folder), hidden, blocks)
         start = time.perf_counter()
         command = [sys.executable, "-c", CHILD, folder]
-        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         seconds = time.perf_counter() - start
     idle, peak, *patterns = output.split()
     used = int(peak) - int(idle)

@@ -21,6 +21,21 @@ FULLSPECTRUM_LIBRARY(m) {
       "Tensor col_indices, SymInt in_features, Tensor? ccol_indices=None, Tensor? "
       "row_indices=None, Tensor? permutation=None) -> (Tensor, Tensor)"
   );
+  // y = the 2-d convolution of x [batch, in channels, height, width] with W, plus bias; W [out
+  // channels, in channels / groups * taps] in CSR form, its transpose as above
+  m.def(
+      "sparse_conv2d(Tensor x, Tensor values, Tensor crow_indices, Tensor col_indices, "
+      "int[] kernel_size, Tensor? bias, int[] stride, int[] padding, int[] dilation, int groups, "
+      "Tensor? ccol_indices=None, Tensor? row_indices=None, Tensor? permutation=None) -> Tensor"
+  );
+  // its gradients for x and for the stored values, each an empty tensor where it is not needed;
+  // both together cost little more than one
+  m.def(
+      "sparse_conv2d_backward(Tensor grad, Tensor x, Tensor values, Tensor crow_indices, "
+      "Tensor col_indices, int[] kernel_size, int[] stride, int[] padding, int[] dilation, "
+      "int groups, bool need_x, bool need_values, Tensor? ccol_indices=None, "
+      "Tensor? row_indices=None, Tensor? permutation=None) -> (Tensor, Tensor)"
+  );
   // pillar 2, regular subgraphs: for each layer the input taps sorted by degree, beside each tap
   // its degree and the number of outputs that the taps of this degree touch; layers one after the
   // other

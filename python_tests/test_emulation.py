@@ -35,6 +35,10 @@ def test_the_emulator_runs_every_kernel():
     with emulation.active():
         values.requires_grad_()
         ops.sparse_linear(x, values, crow_indices, col_indices, 40).sum().backward()
+        y = ops.sparse_conv2d(
+            torch.randn(1, 30, 2, 2, requires_grad=True), values, crow_indices, col_indices, 1
+        )
+        y.sum().backward()
         subgraphs = ops.regular_subgraphs(crow_indices, col_indices, (40, 30))
         ops.singular_values(*layer)
         ops.subgraph_singular_values(*layer, subgraphs)

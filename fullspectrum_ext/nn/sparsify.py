@@ -9,7 +9,9 @@ from torch.nn.parameter import is_lazy
 
 from fullspectrum_ext import _checks
 from fullspectrum_ext.masks import as_mask
+from fullspectrum_ext.nn._sparse_layer import SparseLayer
 from fullspectrum_ext.nn.masked import MaskedConv2d, MaskedLinear
+from fullspectrum_ext.nn.sparse_conv2d import SparseConv2d
 from fullspectrum_ext.nn.sparse_linear import SparseLinear
 from fullspectrum_ext.ops import csr_to_dense
 
@@ -18,6 +20,7 @@ _BACKENDS = ("auto", "sparse", "masked")
 _LINEAR = (nn.Linear, MaskedLinear)
 _CONV2D = (nn.Conv2d, MaskedConv2d)
 _SPARSE_FIELDS = ("values", "crow_indices", "col_indices")
+_CONV2D_ARGUMENTS = ("stride", "padding", "dilation", "groups", "padding_mode")
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -38,9 +41,9 @@ def sparsify(
         model: The model. Nothing in it is changed when an argument is refused.
         masks: For each weight to mask, named as in ``model.named_parameters()``, a tensor of its
             shape: True or 1 keeps, False or 0 removes.
-        backend: ``"sparse"`` stores and touches the kept weights only (``Linear``). ``"masked"``
-            keeps dense layers whose removed weights stay exactly zero. ``"auto"`` takes the first
-            for ``Linear`` and the second for ``Conv2d``.
+        backend: ``"sparse"`` stores and touches the kept weights only. ``"masked"`` keeps dense
+            layers whose removed weights stay exactly zero. ``"auto"`` takes the first for
+            ``Linear`` and the second for ``Conv2d``.
         allow_empty: Accept a mask that keeps no weight at all.
 
     Returns:
@@ -50,8 +53,7 @@ def sparsify(
         TypeError: If ``masks`` is no mapping of names to tensors.
         ValueError: If a name is not a parameter of the model, or is shared, uninitialised or not
             the weight of a plain ``Linear`` or ``Conv2d``; if a mask has another shape, holds
-            other values than 0 and 1 or keeps nothing; if ``backend`` is unknown, or
-            ``"sparse"`` for a convolution.
+            other values than 0 and 1 or keeps nothing; if ``backend`` is unknown.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
@@ -74,11 +76,6 @@ def sparsify(
     chosen = {}
     for name, mask in masks.items():
         layer = _layer_to_mask(model, name, uses)
-        if backend == "sparse" and isinstance(layer, nn.Conv2d):
-            raise ValueError(
-                f"masks[{name!r}]: backend='sparse' is for Linear layers, and this is a Conv2d: "
-                "convolutions are dense-masked in this version, take 'auto' or 'masked'"
-            )
         chosen[name] = (layer, _mask_of(name, mask, layer.weight, allow_empty))
     layers = {
         _layer_name(name): _sparse_layer(layer, mask, backend)
@@ -105,7 +102,7 @@ def densify(model: Model) -> Model:
     dense = {
         module: _dense_layer(module)
         for module in model.modules()
-        if isinstance(module, (SparseLinear, MaskedLinear, MaskedConv2d))
+        if isinstance(module, (SparseLayer, MaskedLinear, MaskedConv2d))
     }
     # one layer may stand in several places
     named = model.named_modules(remove_duplicate=False)
@@ -153,7 +150,11 @@ def load_sparse_state_dict(model: Model, state_dict: Mapping[str, Any]) -> Model
             backends[name] = "sparse"
             del expected[name]
             expected.update({key[: -len(field)] + entry: None for entry in _SPARSE_FIELDS})
-            expected[key[: -len(field)] + "in_features"] = torch.Size([])
+            is_conv2d = isinstance(layer, nn.Conv2d)
+            size = (
+                ("weight_shape", torch.Size([4])) if is_conv2d else ("in_features", torch.Size([]))
+            )
+            expected[key[: -len(field)] + size[0]] = size[1]
         elif field == "mask" and name in expected and key not in expected:
             layer = _layer_to_mask(model, name, uses)
             masks[name] = _mask_of(name, state_dict[key], layer.weight, allow_empty=True)
@@ -237,17 +238,14 @@ def _mask_of_fields(state_dict: Mapping[str, Any], prefix: str, layer: Any) -> T
     if missing:
         raise ValueError(f"state_dict: missing keys {', '.join(missing)}")
     values, crow_indices, col_indices = (state_dict[prefix + field] for field in _SPARSE_FIELDS)
-    if not isinstance(layer, nn.Linear):
-        raise ValueError(
-            f"state_dict: {prefix}values is a sparse Linear, the model has {type(layer).__name__}"
-        )
-    shape = (layer.out_features, layer.in_features)
+    shape = (layer.weight.shape[0], layer.weight.shape[1:].numel())
     try:
         _checks.check_csr(crow_indices, col_indices, shape, values, validate=True)
     except (TypeError, ValueError) as error:
         raise ValueError(f"state_dict: {prefix}{error}") from error
     ones = torch.ones(values.shape, dtype=torch.bool, device=values.device)
-    return csr_to_dense(crow_indices, col_indices, ones, shape).to(layer.weight.device)
+    mask = csr_to_dense(crow_indices, col_indices, ones, shape)
+    return mask.view(layer.weight.shape).to(layer.weight.device)
 
 
 def _check_keys(expected: Mapping[str, torch.Size | None], state_dict: Mapping[str, Any]) -> None:
@@ -268,11 +266,15 @@ def _check_keys(expected: Mapping[str, torch.Size | None], state_dict: Mapping[s
 
 
 def _sparse_layer(layer: Any, mask: Tensor, backend: str) -> nn.Module:
-    if isinstance(layer, nn.Conv2d):
-        return _like(layer, MaskedConv2d(layer, mask))
-    if backend == "masked":
-        return _like(layer, MaskedLinear(layer, mask))
-    sparse = SparseLinear.from_dense(layer.weight, mask, layer.bias)
+    is_conv2d = isinstance(layer, nn.Conv2d)
+    if backend == "masked" or (backend == "auto" and is_conv2d):
+        return _like(layer, (MaskedConv2d if is_conv2d else MaskedLinear)(layer, mask))
+    sparse: SparseLayer
+    if is_conv2d:
+        arguments = {name: getattr(layer, name) for name in _CONV2D_ARGUMENTS}
+        sparse = SparseConv2d.from_dense(layer.weight, mask, layer.bias, **arguments)
+    else:
+        sparse = SparseLinear.from_dense(layer.weight, mask, layer.bias)
     sparse.values.requires_grad_(layer.weight.requires_grad)
     return _like(layer, sparse)
 
@@ -281,21 +283,17 @@ def _dense_layer(layer: Any) -> nn.Module:
     # on the meta device, so that no random number is drawn for weights that are not used
     with torch.device("meta"):
         dense: Any
-        if isinstance(layer, MaskedConv2d):
+        if isinstance(layer, (SparseConv2d, MaskedConv2d)):
             dense = nn.Conv2d(
                 layer.in_channels,
                 layer.out_channels,
                 layer.kernel_size,  # type: ignore[arg-type]
-                layer.stride,  # type: ignore[arg-type]
-                layer.padding,  # type: ignore[arg-type]
-                layer.dilation,  # type: ignore[arg-type]
-                layer.groups,
-                layer.bias is not None,
-                layer.padding_mode,
+                bias=layer.bias is not None,
+                **{name: getattr(layer, name) for name in _CONV2D_ARGUMENTS},
             )
         else:
             dense = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None)
-    if isinstance(layer, SparseLinear):
+    if isinstance(layer, SparseLayer):
         weight = layer.to_dense().detach()
         dense.weight = nn.Parameter(weight, requires_grad=layer.values.requires_grad)
     else:

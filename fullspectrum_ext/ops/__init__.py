@@ -19,6 +19,7 @@ from fullspectrum_ext.ops.singular_values import (
     singular_values,
     subgraph_singular_values,
 )
+from fullspectrum_ext.ops.sparse_conv2d import sparse_conv2d
 from fullspectrum_ext.ops.sparse_linear import sparse_linear
 from fullspectrum_ext.ops.topology_update import (
     TopologyUpdate,

@@ -43,8 +43,8 @@ def singular_values(
 
     On the CPU, for up to two values (any number where one side has at most 64 nodes): the block
     Lanczos iteration in ``float64`` on the Gram matrix :math:`G` of the shorter side, which is
-    counted from rows of bits for a mask, summed from outer products, or applied as two sparse
-    products, whichever a model of the cost finds cheapest. For an eigenvalue :math:`\theta` of
+    counted from bits for a mask, summed from the sparse entries, or applied as two sparse products,
+    whichever a model of the cost finds cheapest. For an eigenvalue :math:`\theta` of
     :math:`G` found with the vector :math:`y`
 
     .. math:: |\sigma - \sigma_j| \le \frac{\rho}{\sigma + \sqrt{\sigma^2 - \rho}},

@@ -8,6 +8,7 @@ from torch.nn.utils import prune
 from fullspectrum_ext.nn import (
     MaskedConv2d,
     MaskedLinear,
+    SparseConv2d,
     SparseLinear,
     densify,
     load_sparse_state_dict,
@@ -54,10 +55,14 @@ def images(batch=6):
 
 
 @pytest.mark.parametrize(
-    ("backend", "linear"),
-    [("auto", SparseLinear), ("masked", MaskedLinear)],
+    ("backend", "conv", "linear"),
+    [
+        ("auto", MaskedConv2d, SparseLinear),
+        ("sparse", SparseConv2d, SparseLinear),
+        ("masked", MaskedConv2d, MaskedLinear),
+    ],
 )
-def test_the_masked_layers_and_only_those_are_replaced(backend, linear):
+def test_the_masked_layers_and_only_those_are_replaced(backend, conv, linear):
     model = Net().eval()
     masks = masks_of(model)
     dense = applied(model, masks)
@@ -67,7 +72,7 @@ def test_the_masked_layers_and_only_those_are_replaced(backend, linear):
 
     assert result is model
     kinds = [type(model.get_submodule(n)) for n in ("conv", "head.0", "head.2")]
-    assert kinds == [MaskedConv2d, linear, linear]
+    assert kinds == [conv, linear, linear]
     assert all(model.get_submodule(name) is module for name, module in others.items())
     assert not any(module.training for module in model.modules())
     x = images()
@@ -78,13 +83,26 @@ def test_densify_is_the_inverse():
     model = Net()
     masks = masks_of(model)
     dense = applied(model, masks)
-    for backend in ("auto", "masked"):
+    for backend in ("auto", "sparse", "masked"):
         back = densify(sparsify(copy.deepcopy(model), masks, backend=backend))
         assert [type(m) for m in back.modules()] == [type(m) for m in dense.modules()]
         assert back.state_dict().keys() == dense.state_dict().keys()
         for key, tensor in dense.state_dict().items():
             assert torch.equal(back.state_dict()[key], tensor)
         assert str(back) == str(dense)
+
+
+def test_a_convolution_keeps_all_that_it_is():
+    dense = nn.Conv2d(
+        4, 6, (3, 2), 2, 1, (1, 2), groups=2, bias=False, padding_mode="reflect"
+    )  # fmt: skip
+    mask = torch.rand(dense.weight.shape) < 0.5
+    expected = applied(nn.Sequential(dense), {"0.weight": mask})
+    sparse = sparsify(nn.Sequential(copy.deepcopy(dense)), {"0.weight": mask}, backend="sparse")
+
+    x = torch.randn(2, 4, 7, 8)
+    torch.testing.assert_close(sparse(x), expected(x), rtol=1e-5, atol=1e-5)
+    assert str(densify(sparse)) == str(nn.Sequential(dense))
 
 
 def test_densify_keeps_a_layer_in_all_its_places():
@@ -210,9 +228,6 @@ def test_other_arguments_are_refused():
         sparsify(linears(), {}, backend="fast")
     with pytest.raises(TypeError, match="model: expected a torch.nn.Module, got int"):
         sparsify(3, {})
-    model = nn.Sequential(nn.Conv2d(1, 1, 2))
-    with pytest.raises(ValueError, match="convolutions are dense-masked in this version"):
-        sparsify(model, {"0.weight": torch.ones(1, 1, 2, 2)}, backend="sparse")
 
 
 def test_an_empty_layer_where_it_is_allowed():
@@ -247,13 +262,14 @@ def test_sparse_and_masked_training_agree_and_keep_the_mask(optimizer):
     start = Net().double()
     masks = masks_of(start)
     trained = {}
-    for backend in ("auto", "masked"):
+    for backend in ("auto", "sparse", "masked"):
         model = sparsify(copy.deepcopy(start), masks, backend=backend)
         train(model, optimizer)
         trained[backend] = densify(model).state_dict()
 
-    for key, tensor in trained["auto"].items():
-        torch.testing.assert_close(tensor, trained["masked"][key], rtol=1e-8, atol=1e-9)
+    for backend in ("auto", "sparse"):
+        for key, tensor in trained[backend].items():
+            torch.testing.assert_close(tensor, trained["masked"][key], rtol=1e-8, atol=1e-9)
     for name, mask in masks.items():
         for state in trained.values():
             assert bool((state[name][~mask] == 0).all())
@@ -264,7 +280,7 @@ def test_sparse_and_masked_training_agree_and_keep_the_mask(optimizer):
 # ---- loading -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("backend", ["auto", "masked"])
+@pytest.mark.parametrize("backend", ["auto", "sparse", "masked"])
 def test_a_sparse_state_dict_loads_into_a_fresh_dense_model_bit_for_bit(backend, tmp_path):
     sparse = sparsify(Net(), masks_of(Net()), backend=backend)
     sparse(images())  # moves the running statistics of the normalisation
