@@ -39,6 +39,9 @@ def test_the_emulator_runs_every_kernel():
             torch.randn(1, 30, 2, 2, requires_grad=True), values, crow_indices, col_indices, 1
         )
         y.sum().backward()
+        # taps so far apart that no tile holds both
+        far_apart = (torch.randn(1, 15, 1, 30001), values, crow_indices, col_indices, (1, 2))
+        ops.sparse_conv2d(*far_apart, dilation=(1, 30000))
         subgraphs = ops.regular_subgraphs(crow_indices, col_indices, (40, 30))
         ops.singular_values(*layer)
         ops.subgraph_singular_values(*layer, subgraphs)
