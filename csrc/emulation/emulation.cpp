@@ -1,13 +1,9 @@
-// Jumps between stacks are this file's purpose; glibc's check of longjmp takes them for mistakes.
-#undef _FORTIFY_SOURCE
-
 #include "emulation/emulation.h"
 
 #include <setjmp.h>
 #include <torch/headeronly/util/Exception.h>
 #include <ucontext.h>
 
-#include <cstdlib>
 #include <memory>
 #include <set>
 #include <string>
@@ -28,13 +24,38 @@ constexpr unsigned kMaxGridYz = 65535;
 
 enum class Waiting { no, at_block_barrier, at_warp_barrier };
 
+// A place to go on from. swapcontext asks the kernel for the signal mask each time, which takes
+// longer than everything else; _longjmp does not. AddressSanitizer knows the former only.
+struct Context {
+  ucontext_t context;
+#if !defined(__SANITIZE_ADDRESS__)
+  jmp_buf jump;
+  bool has_run = false;
+#endif
+};
+
+void switch_context(Context& from, Context& to) {
+#if defined(__SANITIZE_ADDRESS__)
+  swapcontext(&from.context, &to.context);
+#else
+  if (_setjmp(from.jump) != 0) {
+    return;
+  }
+  from.has_run = true;
+  if (to.has_run) {
+    _longjmp(to.jump, 1);
+  }
+  setcontext(&to.context);
+#endif
+}
+
 struct Fiber {
-  jmp_buf resume_at;
+  Context context;
   std::unique_ptr<char[]> stack{new char[kStackBytes]};
-  bool started = false;
   dim3 thread;
   unsigned warp = 0;
   unsigned lane = 0;
+  unsigned exchanges = 0;
   bool done = false;
   Waiting waiting = Waiting::no;
 };
@@ -46,21 +67,25 @@ struct StackSwitch {
   void leave(const void* bottom, size_t size) {
     __sanitizer_start_switch_fiber(&fake_stack, bottom, size);
   }
+  void leave_for_good(const void* bottom, size_t size) {
+    __sanitizer_start_switch_fiber(nullptr, bottom, size);
+  }
   void arrive(const void** bottom, size_t* size) {
     __sanitizer_finish_switch_fiber(fake_stack, bottom, size);
   }
 #else
   void leave(const void*, size_t) {}
+  void leave_for_good(const void*, size_t) {}
   void arrive(const void**, size_t*) {}
 #endif
 };
 
-// The block that runs now. Fibers are kept from block to block: each runs the body again and again.
+// The block that runs now. Fibers and their stacks are kept from block to block.
 struct Block {
   std::vector<Fiber> fibers;
   std::vector<unsigned char> slots;
   std::vector<unsigned char> shared;
-  jmp_buf scheduler;
+  Context scheduler;
   const void* scheduler_stack = nullptr;
   size_t scheduler_stack_bytes = 0;
   Fiber* current = nullptr;
@@ -74,38 +99,13 @@ std::set<std::string>& launched() {
   return names;
 }
 
-// Changes stacks by setjmp and longjmp: swapcontext would ask the kernel for the signal mask each
-// time.
-void back_to_scheduler(Fiber& self) {
-  StackSwitch stack;
-  stack.leave(block.scheduler_stack, block.scheduler_stack_bytes);
-  if (_setjmp(self.resume_at) == 0) {
-    _longjmp(block.scheduler, 1);
-  }
-  stack.arrive(&block.scheduler_stack, &block.scheduler_stack_bytes);
-}
-
 void enter_fiber() {
+  Fiber& self = *block.current;
   StackSwitch().arrive(&block.scheduler_stack, &block.scheduler_stack_bytes);
-  for (;;) {
-    Fiber& self = *block.current;
-    block.body();
-    self.done = true;
-    back_to_scheduler(self);
-  }
-}
-
-// Its own function: getcontext returns twice for all the compiler knows, and nothing here lives on.
-[[noreturn]] void start(Fiber& fiber) {
-  ucontext_t context;
-  fiber.started = true;
-  getcontext(&context);
-  context.uc_stack.ss_sp = fiber.stack.get();
-  context.uc_stack.ss_size = kStackBytes;
-  context.uc_link = nullptr;
-  makecontext(&context, enter_fiber, 0);
-  setcontext(&context);
-  std::abort();
+  block.body();
+  self.done = true;
+  StackSwitch().leave_for_good(block.scheduler_stack, block.scheduler_stack_bytes);
+  switch_context(self.context, block.scheduler);
 }
 
 void resume(Fiber& fiber) {
@@ -113,18 +113,17 @@ void resume(Fiber& fiber) {
   fiber.waiting = Waiting::no;
   StackSwitch stack;
   stack.leave(fiber.stack.get(), kStackBytes);
-  if (_setjmp(block.scheduler) == 0) {
-    if (!block.current->started) {
-      start(*block.current);
-    }
-    _longjmp(block.current->resume_at, 1);
-  }
+  switch_context(block.scheduler, fiber.context);
   stack.arrive(nullptr, nullptr);
 }
 
 void wait(Waiting barrier) {
-  block.current->waiting = barrier;
-  back_to_scheduler(*block.current);
+  Fiber& self = *block.current;
+  self.waiting = barrier;
+  StackSwitch stack;
+  stack.leave(block.scheduler_stack, block.scheduler_stack_bytes);
+  switch_context(self.context, block.scheduler);
+  stack.arrive(&block.scheduler_stack, &block.scheduler_stack_bytes);
 }
 
 // Opens every barrier that all its unfinished threads have reached. Returns whether any thread
@@ -152,14 +151,25 @@ bool open_barriers(unsigned threads) {
   return runnable;
 }
 
+// Its own function: getcontext returns twice for all the compiler knows, and nothing here lives on.
 void prepare(Fiber& fiber, unsigned thread) {
   fiber.thread = dim3(
       thread % block.dim.x, thread / block.dim.x % block.dim.y, thread / (block.dim.x * block.dim.y)
   );
   fiber.warp = thread / 32;
   fiber.lane = thread % 32;
+  fiber.exchanges = 0;
   fiber.done = false;
   fiber.waiting = Waiting::no;
+  ucontext_t& context = fiber.context.context;
+  getcontext(&context);
+  context.uc_stack.ss_sp = fiber.stack.get();
+  context.uc_stack.ss_size = kStackBytes;
+  context.uc_link = nullptr;
+  makecontext(&context, enter_fiber, 0);
+#if !defined(__SANITIZE_ADDRESS__)
+  fiber.context.has_run = false;
+#endif
 }
 
 void run_block(const char* kernel, unsigned threads) {
@@ -179,10 +189,9 @@ void run_block(const char* kernel, unsigned threads) {
     if (all_done) {
       return;
     }
-    if (!open_barriers(threads)) {
-      block.fibers.clear();  // they stand in the middle of the body
-      STD_TORCH_CHECK(false, kernel, ": deadlock, not every thread reaches the same barrier");
-    }
+    STD_TORCH_CHECK(
+        open_barriers(threads), kernel, ": deadlock, not every thread reaches the same barrier"
+    );
   }
 }
 
@@ -206,7 +215,7 @@ void run(const char* kernel, dim3 grid, dim3 dim, size_t shared_bytes, std::func
   while (block.fibers.size() < threads) {
     block.fibers.emplace_back();
   }
-  block.slots.resize((threads + 31) / 32 * 32 * kSlot);
+  block.slots.resize((threads + 31) / 32 * 2 * 32 * kSlot);
   block.shared.resize(shared_bytes);
   for (unsigned z = 0; z < grid.z; ++z) {
     for (unsigned y = 0; y < grid.y; ++y) {
@@ -226,7 +235,10 @@ unsigned lane() { return block.current->lane; }
 void* dynamic_shared() { return block.shared.data(); }
 void sync_block() { wait(Waiting::at_block_barrier); }
 void sync_warp() { wait(Waiting::at_warp_barrier); }
-unsigned char* warp_slots() { return block.slots.data() + block.current->warp * 32 * kSlot; }
+unsigned char* warp_slots() {
+  Fiber& self = *block.current;
+  return block.slots.data() + (2 * self.warp + self.exchanges++ % 2) * 32 * kSlot;
+}
 
 }  // namespace emulation
 

@@ -64,6 +64,23 @@ def sparse_linear_backward(
     return grad @ weight, dense[rows, cols]
 
 
+def keep_masked_(x: Tensor, mask: Tensor) -> Tensor:
+    """Set ``x`` to zero where ``mask`` is False, in place.
+
+    Args:
+        x: Any shape.
+        mask: Bool tensor of the same shape.
+
+    Returns:
+        ``x`` itself.
+
+    Example:
+        >>> keep_masked_(torch.tensor([1.0, 2.0]), torch.tensor([True, False]))
+        tensor([1., 0.])
+    """
+    return x.masked_fill_(~mask, 0)
+
+
 def sparse_conv2d(
     x: Tensor,
     values: Tensor,
