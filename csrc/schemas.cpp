@@ -19,6 +19,11 @@ FULLSPECTRUM_LIBRARY(m) {
       "sparse_linear_grad_values(Tensor grad, Tensor x, Tensor crow_indices, Tensor col_indices, "
       "Tensor? ccol_indices=None, Tensor? row_indices=None, Tensor? permutation=None) -> Tensor"
   );
+  // the index of W^T: ccol_indices, row_indices, and where each of its entries stands in W
+  m.def(
+      "csr_transpose(Tensor crow_indices, Tensor col_indices, SymInt cols) "
+      "-> (Tensor, Tensor, Tensor)"
+  );
   // pillar 2, regular subgraphs: for each layer the input taps sorted by degree, beside each tap
   // its degree and the number of outputs that the taps of this degree touch; layers one after the
   // other
