@@ -5,14 +5,18 @@ optimizer. The rivals: the dense layer; the dense layer with its mask multiplied
 to train a sparse network); torch's own sparse CSR matrix product, called by hand with a kept
 transpose and, for the weights, `torch.sparse.sampled_addmm`.
 
-All candidates run in turns in one process, and their results are compared before they are timed.
+All candidates run in turns in one process, a few calls in a row each (see `in_a_row` in
+`measure.py`), and their results are compared before they are timed. Large sizes take minutes: give
+them in parts, with --add.
 """
 
 import argparse
 import itertools
+import json
 import pathlib
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from measure import RESULTS, time_interleaved, write_json
@@ -76,6 +80,16 @@ def check_agreement(forward: Candidates, step: Candidates, mask: Tensor) -> None
             torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
 
 
+def merged(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows of both, the new one where both have the same setting."""
+
+    def setting(row: dict[str, Any]) -> tuple[object, ...]:
+        return tuple(value for key, value in row.items() if key != "seconds")
+
+    replaced = {setting(row) for row in new}
+    return [row for row in old if setting(row) not in replaced] + new
+
+
 def main() -> None:
     """Parse the command line, measure, print a table and write the results."""
     parser = argparse.ArgumentParser(
@@ -84,11 +98,14 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", default=["300x784", "1024x1024"], metavar="OUTxIN")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 128])
     parser.add_argument("--sparsities", nargs="+", type=float, default=[0.8, 0.9, 0.95, 0.99])
-    parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--passes", nargs="+", default=["forward", "step"], metavar="PASS")
+    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--in-a-row", type=int, default=4)
     parser.add_argument("--threads", type=int, help="of torch; its own default otherwise")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=pathlib.Path, help="JSON file, replaced")
+    parser.add_argument("--add", action="store_true", help="keep the other rows of that file")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -102,7 +119,11 @@ def main() -> None:
         out_features, in_features = map(int, size.split("x"))
         both = candidates(out_features, in_features, batch, sparsity, options.device)
         for name, calls in zip(("forward", "step"), both, strict=True):
-            times = time_interleaved(calls, options.repeats, device=options.device)
+            if name not in options.passes:
+                continue
+            times = time_interleaved(
+                calls, options.repeats, warmup=1, in_a_row=options.in_a_row, device=options.device
+            )
             ours, dense, masked, csr = (time.median for time in times.values())
             print(f"{size:>10} {batch:>5} {sparsity:>8} {name:>7} {ours * 1e3:8.3f}", end=" ")
             print(f"{dense / ours:11.1f} {masked / ours:11.1f} {csr / ours:9.1f}", flush=True)
@@ -112,9 +133,12 @@ def main() -> None:
                 "batch": batch,
                 "sparsity": sparsity,
                 "pass": name,
+                "threads": torch.get_num_threads(),
                 "seconds": {call: time._asdict() for call, time in times.items()},
             })
     output = options.output or RESULTS / torch.device(options.device).type / "sparse_linear.json"
+    if options.add and output.exists():
+        rows = merged(json.loads(output.read_text())["rows"], rows)
     write_json(output, rows)
     print(f"written to {output}")
 

@@ -12,6 +12,7 @@ needs more than the files. Each row is one run of the command in a process of it
 import argparse
 import json
 import pathlib
+import resource
 import subprocess
 import sys
 import tempfile
@@ -31,8 +32,11 @@ from fullspectrum_ext.experiments.scoring import score_file
 def memory(field):
     lines = open("/proc/self/status").read().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+def advance(done, total):
+    text = f"scored {done / 1e9:.2f} of {total / 1e9:.2f} billion weights"
+    print(text, file=sys.stderr, flush=True)
 start = memory("VmRSS")
-score = score_file(sys.argv[1])
+score = score_file(sys.argv[1], advance=advance)
 print(start, memory("VmHWM"), *sorted(set(score.patterns.values())))
 """
 
@@ -71,6 +75,7 @@ def write_checkpoint(folder: pathlib.Path, hidden: int, blocks: int) -> dict[str
         safetensors.torch.save_file(tensors, folder / shard)
         weight_map |= dict.fromkeys(tensors, shard)
         total += sum(tensor.numel() for tensor in tensors.values())
+        print(f"wrote shard {i + 1} of {blocks + 1}", file=sys.stderr, flush=True)
     index = {"metadata": {"total_size": 2 * total}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     layer = hidden * (hidden * 43 // 16)
@@ -91,8 +96,9 @@ def main() -> None:
         sizes = write_checkpoint(pathlib.Path(folder), hidden, blocks)
         start = time.perf_counter()
         command = [sys.executable, "-c", CHILD, folder]
-        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         seconds = time.perf_counter() - start
+        used_cpu = resource.getrusage(resource.RUSAGE_CHILDREN)
     idle, peak, *patterns = output.split()
     used = int(peak) - int(idle)
     row = {
@@ -102,6 +108,7 @@ def main() -> None:
         "weights_scored": blocks * of_block,
         "patterns": patterns,
         "seconds": round(seconds, 1),
+        "cpu_seconds": round(used_cpu.ru_utime + used_cpu.ru_stime, 1),
         "peak_bytes": int(peak),
         "bytes_before": int(idle),
         "peak_over_float32_of_largest_layer": round(used / (4 * sizes["largest_layer"]), 2),

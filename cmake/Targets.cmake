@@ -30,8 +30,9 @@ function(fullspectrum_library name)
 endfunction()
 
 # Compiles each source once for every instruction set this processor family has, with
-# FULLSPECTRUM_ISA naming the namespace. Such a file includes no header with inline functions: the
-# linker keeps one copy of those, and it could be one that the running processor cannot execute.
+# FULLSPECTRUM_ISA naming the namespace. Such a file includes no header with functions of external
+# linkage: the linker keeps one copy of those, and it could be one that the running processor cannot
+# execute. Headers for these files put everything in an unnamed namespace within FULLSPECTRUM_ISA.
 function(fullspectrum_kernels target)
   set(isas baseline)
   if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")

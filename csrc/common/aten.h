@@ -32,6 +32,19 @@ inline std::pair<torch::stable::Tensor, torch::stable::Tensor> stable_sort(
   };
 }
 
+// tensor[index]
+inline torch::stable::Tensor index_select(
+    const torch::stable::Tensor& tensor,  // [n]
+    const torch::stable::Tensor& index    // [m], below n
+) {
+  using torch::stable::detail::from;
+  std::array<StableIValue, 3> stack{from(tensor), from(int64_t{0}), from(index)};
+  TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("aten::index_select", "", stack.data(), TORCH_ABI_VERSION)
+  );
+  return torch::stable::detail::to<torch::stable::Tensor>(stack[0]);
+}
+
 // Running sums, in the tensor's own dtype.
 inline torch::stable::Tensor cumulative_sum(const torch::stable::Tensor& tensor  // [n]
 ) {

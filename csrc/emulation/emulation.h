@@ -25,6 +25,7 @@ struct dim3 {
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __grid_constant__
 // Blocks run one after another in one OS thread, so a static is the block's own.
 #define __shared__ static thread_local
 
@@ -43,7 +44,8 @@ unsigned lane();
 void* dynamic_shared();
 void sync_block();
 void sync_warp();
-// The calling warp's scratch, kSlot bytes a lane.
+// The calling warp's scratch, kSlot bytes a lane. Two take turns: whoever writes one has passed a
+// barrier that nobody reaches before having read what was there.
 constexpr size_t kSlot = 16;
 unsigned char* warp_slots();
 
@@ -51,11 +53,11 @@ unsigned char* warp_slots();
 template <typename T>
 T exchange(T value, unsigned source_lane) {
   static_assert(sizeof(T) <= kSlot, "a shuffled value is at most 16 bytes");
-  std::memcpy(warp_slots() + lane() * kSlot, &value, sizeof(T));
+  unsigned char* slots = warp_slots();
+  std::memcpy(slots + lane() * kSlot, &value, sizeof(T));
   sync_warp();
   T result;
-  std::memcpy(&result, warp_slots() + (source_lane % 32) * kSlot, sizeof(T));
-  sync_warp();
+  std::memcpy(&result, slots + (source_lane % 32) * kSlot, sizeof(T));
   return result;
 }
 
@@ -95,6 +97,12 @@ template <typename T>
 T atomicAdd(T* target, T value) {
   const T old = *target;
   *target += value;
+  return old;
+}
+template <typename T>
+T atomicOr(T* target, T value) {
+  const T old = *target;
+  *target |= value;
   return old;
 }
 template <typename T>

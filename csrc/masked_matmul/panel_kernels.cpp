@@ -1,53 +1,10 @@
 #include "masked_matmul/panel_kernels.h"
 
-// Compiled once for each instruction set, so: no other header. The vectors are the compiler's own
-// (GCC and Clang), as wide as the instruction set's registers.
-
-#define FULLSPECTRUM_UNROLL _Pragma("GCC unroll 16")
+// Compiled once for each instruction set, so: no header with inline functions of external linkage.
+#include "common/vectors.h"
 
 namespace fullspectrum::FULLSPECTRUM_ISA {
 namespace {
-
-#if defined(__AVX512F__)
-constexpr int kVectorBytes = 64;
-#elif defined(__AVX__)
-constexpr int kVectorBytes = 32;
-#else
-constexpr int kVectorBytes = 16;
-#endif
-
-template <typename T>
-constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(T));
-
-template <typename T>
-struct Vector {
-  typedef T type __attribute__((vector_size(kVectorBytes)));
-  // The same for any address.
-  typedef T unaligned __attribute__((vector_size(kVectorBytes), aligned(alignof(T)), may_alias));
-};
-template <typename T>
-using vector_t = typename Vector<T>::type;
-
-template <typename T>
-vector_t<T> load(const T* from) {
-  return *reinterpret_cast<const typename Vector<T>::unaligned*>(from);
-}
-template <typename T>
-void store(T* to, vector_t<T> vector) {
-  *reinterpret_cast<typename Vector<T>::unaligned*>(to) = vector;
-}
-
-// Lanes<0, 1, ..., n - 1>, to write shuffles for every register width at once.
-template <int... lane>
-struct Lanes {};
-template <int n, int... lane>
-struct CountLanes : CountLanes<n - 1, n - 1, lane...> {};
-template <int... lane>
-struct CountLanes<0, lane...> {
-  using type = Lanes<lane...>;
-};
-template <typename T>
-using lanes_t = typename CountLanes<kLanes<T>>::type;
 
 // No branches and one integer type, so that the compiler makes vectors of it.
 template <typename index_t>
@@ -59,45 +16,50 @@ bool inside(const index_t* col, int64_t nnz, index_t last) {
   return outside == 0;
 }
 
-// ---- packing: square transposes ----------------------------------------------------------------
-
-// a0 b0 a1 b1 ... of the lower (kUpper = 0) or upper (1) halves of a and b.
-template <int kUpper, typename T, int... lane>
-vector_t<T> interleave(vector_t<T> a, vector_t<T> b, Lanes<lane...>) {
-  constexpr int n = kLanes<T>;
-  return __builtin_shufflevector(a, b, (lane % 2 * n + kUpper * n / 2 + lane / 2)...);
-}
-
-// Transposes the square matrix whose rows are the vectors r: log2(n) perfect shuffles.
-template <typename T>
-void transpose(vector_t<T>* r) {
-  constexpr int n = kLanes<T>;
-  for (int stage = 1; stage < n; stage *= 2) {
-    vector_t<T> t[n];
-    FULLSPECTRUM_UNROLL
-    for (int i = 0; i < n / 2; ++i) {
-      t[2 * i] = interleave<0, T>(r[i], r[i + n / 2], lanes_t<T>{});
-      t[2 * i + 1] = interleave<1, T>(r[i], r[i + n / 2], lanes_t<T>{});
-    }
-    FULLSPECTRUM_UNROLL
-    for (int i = 0; i < n; ++i) {
-      r[i] = t[i];
-    }
+template <typename storage_t>
+compute_t<storage_t> number(storage_t stored) {
+  if constexpr (__is_same(storage_t, compute_t<storage_t>)) {
+    return stored;
+  } else {
+    storage_t several[kLanes<float>] = {stored};
+    return load_floats(several)[0];
   }
 }
 
-template <typename T>
-void pack(const T* rows, int64_t stride, int64_t batch, int64_t features, int64_t width, T* panel) {
+template <typename storage_t>
+storage_t stored(compute_t<storage_t> number) {
+  if constexpr (__is_same(storage_t, compute_t<storage_t>)) {
+    return number;
+  } else {
+    storage_t several[kLanes<float>];
+    store_floats(several, vector_t<float>{} + number);
+    return several[0];
+  }
+}
+
+// ---- packing: square transposes ----------------------------------------------------------------
+
+// The features are taken a vector at a time, the last vector overlapping the one before.
+template <typename storage_t>
+void pack(
+    const storage_t* rows,
+    int64_t stride,
+    int64_t batch,
+    int64_t features,
+    int64_t width,
+    compute_t<storage_t>* panel
+) {
+  using T = compute_t<storage_t>;
   constexpr int n = kLanes<T>;
   for (int64_t b = 0; b < width; b += n) {
     const int64_t present = batch - b < n ? batch - b : n;  // of these n rows; may be negative
-    const T* from = rows + (present > 0 ? b : 0) * stride;
-    int64_t f = 0;
-    for (; present == n && f + n <= features; f += n) {
+    const storage_t* from = rows + (present > 0 ? b : 0) * stride;
+    for (int64_t at = 0; features >= n && at < features; at += n) {
+      const int64_t f = at + n <= features ? at : features - n;
       vector_t<T> r[n];
       FULLSPECTRUM_UNROLL
       for (int i = 0; i < n; ++i) {
-        r[i] = load(from + i * stride + f);
+        r[i] = i < present ? load_computed(from + i * stride + f) : vector_t<T>{};
       }
       transpose<T>(r);
       FULLSPECTRUM_UNROLL
@@ -105,24 +67,30 @@ void pack(const T* rows, int64_t stride, int64_t batch, int64_t features, int64_
         store(panel + (f + i) * width + b, r[i]);
       }
     }
-    for (; f < features; ++f) {
+    for (int64_t f = 0; features < n && f < features; ++f) {
       for (int64_t i = 0; i < n; ++i) {
-        panel[f * width + b + i] = i < present ? from[i * stride + f] : T{0};
+        panel[f * width + b + i] = i < present ? number(from[i * stride + f]) : T{0};
       }
     }
   }
 }
 
-template <typename T>
+template <typename storage_t>
 void unpack(
-    const T* panel, int64_t width, int64_t batch, int64_t features, int64_t stride, T* rows
+    const compute_t<storage_t>* panel,
+    int64_t width,
+    int64_t batch,
+    int64_t features,
+    int64_t stride,
+    storage_t* rows
 ) {
+  using T = compute_t<storage_t>;
   constexpr int n = kLanes<T>;
   for (int64_t b = 0; b < batch; b += n) {
     const int64_t present = batch - b < n ? batch - b : n;
-    T* to = rows + b * stride;
-    int64_t f = 0;
-    for (; f + n <= features; f += n) {
+    storage_t* to = rows + b * stride;
+    for (int64_t at = 0; features >= n && at < features; at += n) {
+      const int64_t f = at + n <= features ? at : features - n;
       vector_t<T> r[n];
       FULLSPECTRUM_UNROLL
       for (int i = 0; i < n; ++i) {
@@ -132,19 +100,23 @@ void unpack(
       FULLSPECTRUM_UNROLL
       for (int i = 0; i < n; ++i) {
         if (i < present) {
-          store(to + i * stride + f, r[i]);
+          store_computed(to + i * stride + f, r[i]);
         }
       }
     }
-    for (; f < features; ++f) {
+    for (int64_t f = 0; features < n && f < features; ++f) {
       for (int64_t i = 0; i < present; ++i) {
-        to[i * stride + f] = panel[f * width + b + i];
+        to[i * stride + f] = stored<storage_t>(panel[f * width + b + i]);
       }
     }
   }
 }
 
 // ---- the sparse products -----------------------------------------------------------------------
+//
+// The columns are taken in blocks whose strips of x stay in the first-level cache. next[r] is the
+// first nonzero of row r that is still to come. A row whose columns do not rise is computed too,
+// with its nonzeros in later blocks than need be.
 
 // Strips of x come in the order of the column indices, which no hardware prefetcher foresees.
 constexpr int kPrefetchAhead = 4;
@@ -152,246 +124,316 @@ constexpr int kPrefetchAhead = 4;
 template <int kVectors, typename T, typename index_t>
 void prefetch_strip(const T* x, int64_t width, const index_t* col, int64_t p, int64_t end) {
   if (p + kPrefetchAhead < end) {
-    const T* strip = x + static_cast<int64_t>(col[p + kPrefetchAhead]) * width;
-    for (int byte = 0; byte < kVectors * kVectorBytes; byte += 64) {
-      __builtin_prefetch(reinterpret_cast<const char*>(strip) + byte);
-    }
+    prefetch<kVectors * kVectorBytes>(x + static_cast<int64_t>(col[p + kPrefetchAhead]) * width);
   }
 }
 
-// One strip of kVectors registers. Two nonzeros at a time go to two sets of sums, since one set of
-// few registers would wait for the latency of its additions.
-template <int kVectors, typename T, typename index_t>
+template <int n>
+struct Count {
+  static constexpr int value = n;
+};
+template <bool on>
+struct Flag {
+  static constexpr bool value = on;
+};
+
+// How the rows of one block of columns are walked.
+template <typename index_t>
+struct ColumnBlock {
+  index_t last;  // its last column
+  bool first;    // nothing has been added to y yet
+};
+
+// Calls walk(ColumnBlock) for one block of columns after the other; once if there are no columns.
+template <typename index_t, typename F>
+void for_column_blocks(const SparseRows<index_t>& w, F&& walk) {
+  int64_t begin = 0;
+  do {
+    const int64_t end = begin + w.block < w.cols ? begin + w.block : w.cols;
+    walk(ColumnBlock<index_t>{static_cast<index_t>(end - 1), begin == 0});
+    begin = end;
+  } while (begin < w.cols);
+}
+
+// Between blocks of columns the walk along a row's nonzeros is broken off, and no hardware
+// prefetcher foresees where it goes on.
+constexpr int kRowsAhead = 2;
+constexpr int kSegmentBytes = 128;
+
+template <typename V>
+void prefetch_segment(const V* nonzeros, int64_t at) {
+  prefetch<kSegmentBytes>(nonzeros + at);
+}
+
+// One strip of kVectors registers. Several nonzeros at a time go to as many sets of sums, eight
+// registers in all, since fewer would wait for the latency of their additions.
+template <int kVectors, bool kPrefetch, typename T, typename index_t>
 void multiply_strip(
-    const index_t* crow,
-    const index_t* col,
-    const T* value,
-    const T* bias,
-    const T* x,
-    int64_t rows,
-    int64_t width,
-    T* y
+    const SparseRows<index_t>& w, const T* value, const T* bias, const T* x, int64_t width, T* y
 ) {
   constexpr int n = kLanes<T>;
-  constexpr int kSets = kVectors <= 4 ? 2 : 1;
-  const int64_t end = crow[rows];
-  for (int64_t r = 0; r < rows; ++r) {
-    vector_t<T> sum[kSets][kVectors];
-    FULLSPECTRUM_UNROLL
-    for (int v = 0; v < kVectors; ++v) {
-      sum[0][v] = vector_t<T>{} + (bias != nullptr ? bias[r] : T{0});
-      sum[kSets - 1][v] = kSets > 1 ? vector_t<T>{} : sum[0][v];
-    }
-    int64_t p = crow[r];
-    const int64_t last = crow[r + 1];
-    for (; p + kSets <= last; p += kSets) {
-      FULLSPECTRUM_UNROLL
-      for (int s = 0; s < kSets; ++s) {
-        prefetch_strip<kVectors>(x, width, col, p + s, end);
-        const T* strip = x + static_cast<int64_t>(col[p + s]) * width;
-        const T weight = value[p + s];
-        FULLSPECTRUM_UNROLL
-        for (int v = 0; v < kVectors; ++v) {
-          sum[s][v] += weight * load(strip + v * n);
-        }
+  constexpr int kSets = 8 / kVectors;
+  const index_t* col = w.col;
+  const int64_t end = w.crow[w.rows];
+  index_t next[kRowBlock];
+  for (int64_t r = 0; r < w.rows; ++r) {
+    next[r] = w.crow[r];
+  }
+  for_column_blocks(w, [&](ColumnBlock<index_t> block) {
+    for (int64_t r = 0; r < w.rows; ++r) {
+      if (!kPrefetch && r + kRowsAhead < w.rows) {
+        prefetch_segment(col, next[r + kRowsAhead]);
+        prefetch_segment(value, next[r + kRowsAhead]);
       }
-    }
-    if (kSets > 1 && p < last) {
-      const T* strip = x + static_cast<int64_t>(col[p]) * width;
+      vector_t<T> sum[kSets][kVectors] = {};
       FULLSPECTRUM_UNROLL
       for (int v = 0; v < kVectors; ++v) {
-        sum[0][v] += value[p] * load(strip + v * n);
+        sum[0][v] = !block.first ? load(y + r * width + v * n)
+                                 : vector_t<T>{} + (bias != nullptr ? bias[r] : T{0});
+      }
+      int64_t p = next[r];
+      const int64_t last = w.crow[r + 1];
+      for (; p + kSets <= last && col[p + kSets - 1] <= block.last; p += kSets) {
+        FULLSPECTRUM_UNROLL
+        for (int s = 0; s < kSets; ++s) {
+          if constexpr (kPrefetch) {
+            prefetch_strip<kVectors>(x, width, col, p + s, end);
+          }
+          const T* strip = x + static_cast<int64_t>(col[p + s]) * width;
+          const T weight = value[p + s];
+          FULLSPECTRUM_UNROLL
+          for (int v = 0; v < kVectors; ++v) {
+            sum[s][v] += weight * load(strip + v * n);
+          }
+        }
+      }
+      for (; kSets > 1 && p < last && col[p] <= block.last; ++p) {
+        const T* strip = x + static_cast<int64_t>(col[p]) * width;
+        FULLSPECTRUM_UNROLL
+        for (int v = 0; v < kVectors; ++v) {
+          sum[0][v] += value[p] * load(strip + v * n);
+        }
+      }
+      next[r] = static_cast<index_t>(p);
+      FULLSPECTRUM_UNROLL
+      for (int v = 0; v < kVectors; ++v) {
+        for (int s = kSets / 2; s > 0; s /= 2) {
+          for (int t = 0; t < s; ++t) {
+            sum[t][v] += sum[t + s][v];
+          }
+        }
+        store(y + r * width + v * n, sum[0][v]);
       }
     }
-    FULLSPECTRUM_UNROLL
-    for (int v = 0; v < kVectors; ++v) {
-      store(y + r * width + v * n, kSets > 1 ? sum[0][v] + sum[kSets - 1][v] : sum[0][v]);
-    }
-  }
+  });
 }
 
-// Adds neighbours: a and b, each kBlocks blocks of partial sums, become one vector of 2 kBlocks
-// blocks half as long, a's before b's.
-template <int kBlocks, typename T, int... lane>
-vector_t<T> fold(vector_t<T> a, vector_t<T> b, Lanes<lane...>) {
-  constexpr int n = kLanes<T>;
-  constexpr int size = n / kBlocks;
-  constexpr int half = size / 2;
-  // lane / half is the new block: (vector, block) = (new / kBlocks, new % kBlocks)
-  return __builtin_shufflevector(
-             a, b, (lane / half / kBlocks * n + lane / half % kBlocks * size + lane % half)...
-         ) +
-         __builtin_shufflevector(
-             a,
-             b,
-             (lane / half / kBlocks * n + lane / half % kBlocks * size + half + lane % half)...
-         );
-}
-
-template <int kDistance, typename T, int... lane>
-vector_t<T> add_across(vector_t<T> a, Lanes<lane...>) {
-  return a + __builtin_shufflevector(a, a, (lane ^ kDistance)...);
-}
-
-// out[q] (= or +=) the sum of the lanes of t[q], q < 4.
-template <typename T>
-void add_up_four(const vector_t<T>* t, bool accumulate, T* out) {
-  constexpr int n = kLanes<T>;
-  vector_t<T> first = fold<1, T>(t[0], t[1], lanes_t<T>{});
-  vector_t<T> second = fold<1, T>(t[2], t[3], lanes_t<T>{});
-  T sums[4];
-  if constexpr (n == 2) {
-    store(sums, first);
-    store(sums + 2, second);
-  } else {
-    constexpr int block = n / 4;
-    vector_t<T> all = fold<2, T>(first, second, lanes_t<T>{});
-    if constexpr (block >= 4) {
-      all = add_across<2, T>(all, lanes_t<T>{});
-    }
-    if constexpr (block >= 2) {
-      all = add_across<1, T>(all, lanes_t<T>{});
-    }
-    auto four = __builtin_shufflevector(all, all, 0, block, 2 * block, 3 * block);
-    __builtin_memcpy(sums, &four, sizeof(sums));
-  }
-  FULLSPECTRUM_UNROLL
-  for (int q = 0; q < 4; ++q) {
-    out[q] = accumulate ? out[q] + sums[q] : sums[q];
-  }
-}
-
-template <int kVectors, typename T, typename index_t>
-vector_t<T> products(const vector_t<T>* grad, const T* x, int64_t width, index_t col) {
-  constexpr int n = kLanes<T>;
-  const T* strip = x + static_cast<int64_t>(col) * width;
-  vector_t<T> sum = grad[0] * load(strip);
-  FULLSPECTRUM_UNROLL
-  for (int v = 1; v < kVectors; ++v) {
-    sum += grad[v] * load(strip + v * n);
-  }
-  return sum;
-}
-
-// One strip of kVectors registers, four nonzeros at a time.
-template <int kVectors, typename T, typename index_t>
-void sample_strip(
-    const index_t* crow,
+// The strips of x at kCount <= 4 nonzeros: y += value x, out (= or +=) <g, x>.
+template <bool kMultiply, int kVectors, int kCount, typename T, typename index_t>
+__attribute__((always_inline)) inline void sample_some(
     const index_t* col,
-    const T* grad,
+    const T* value,
     const T* x,
-    int64_t rows,
     int64_t width,
+    const vector_t<T>* g,
     bool accumulate,
+    vector_t<T>* y,
     T* out
 ) {
   constexpr int n = kLanes<T>;
-  const int64_t end = crow[rows];
-  for (int64_t r = 0; r < rows; ++r) {
-    vector_t<T> g[kVectors];
+  vector_t<T> t[4] = {};
+  FULLSPECTRUM_UNROLL
+  for (int q = 0; q < kCount; ++q) {
+    const T* strip = x + static_cast<int64_t>(col[q]) * width;
     FULLSPECTRUM_UNROLL
     for (int v = 0; v < kVectors; ++v) {
-      g[v] = load(grad + r * width + v * n);
+      const vector_t<T> loaded = kMultiply ? load_once(strip + v * n) : load(strip + v * n);
+      if constexpr (kMultiply) {
+        y[v] += value[q] * loaded;
+      }
+      t[q] = v == 0 ? g[v] * loaded : t[q] + g[v] * loaded;
     }
-    int64_t p = crow[r];
-    const int64_t last = crow[r + 1];
-    for (; p + 4 <= last; p += 4) {
-      vector_t<T> t[4];
-      FULLSPECTRUM_UNROLL
-      for (int q = 0; q < 4; ++q) {
-        prefetch_strip<kVectors>(x, width, col, p + q, end);
-        t[q] = products<kVectors>(g, x, width, col[p + q]);
-      }
-      add_up_four<T>(t, accumulate, out + p);
-    }
-    if (p < last) {
-      vector_t<T> t[4] = {};
-      T sums[4];
-      for (int q = 0; q < last - p; ++q) {
-        t[q] = products<kVectors>(g, x, width, col[p + q]);
-      }
-      add_up_four<T>(t, false, sums);
-      for (int q = 0; q < last - p; ++q) {
-        out[p + q] = accumulate ? out[p + q] + sums[q] : sums[q];
-      }
+  }
+  if constexpr (kCount == 4) {
+    add_up_four<T>(t, accumulate, out);
+  } else {
+    T sums[4];
+    add_up_four<T>(t, false, sums);
+    FULLSPECTRUM_UNROLL
+    for (int q = 0; q < kCount; ++q) {
+      out[q] = accumulate ? out[q] + sums[q] : sums[q];
     }
   }
 }
 
-// Strips of more than eight registers would not leave room for anything else in sixteen.
-constexpr int kMaxVectors = 8;
+// One strip of kVectors registers, four nonzeros at a time: each load of x serves both products.
+template <bool kMultiply, int kVectors, bool kPrefetch, typename T, typename index_t>
+void sample_strip(
+    const SparseRows<index_t>& w,
+    const T* value,
+    const T* x,
+    const T* g,
+    int64_t width,
+    bool accumulate,
+    T* y,
+    T* out
+) {
+  constexpr int n = kLanes<T>;
+  const index_t* col = w.col;
+  const int64_t end = w.crow[w.rows];
+  index_t next[kRowBlock];
+  for (int64_t r = 0; r < w.rows; ++r) {
+    next[r] = w.crow[r];
+  }
+  for_column_blocks(w, [&](ColumnBlock<index_t> block) {
+    for (int64_t r = 0; r < w.rows; ++r) {
+      if (!kPrefetch && r + kRowsAhead < w.rows) {
+        prefetch_segment(col, next[r + kRowsAhead]);
+        prefetch_segment(out, next[r + kRowsAhead]);
+        if constexpr (kMultiply) {
+          prefetch_segment(value, next[r + kRowsAhead]);
+        }
+      }
+      vector_t<T> factor[kVectors], sum[kVectors] = {};
+      FULLSPECTRUM_UNROLL
+      for (int v = 0; v < kVectors; ++v) {
+        factor[v] = load(g + r * width + v * n);
+        if (kMultiply && !block.first) {
+          sum[v] = load(y + r * width + v * n);
+        }
+      }
+      int64_t p = next[r];
+      const int64_t last = w.crow[r + 1];
+      for (; p + 4 <= last && col[p + 3] <= block.last; p += 4) {
+        if constexpr (kPrefetch) {
+          FULLSPECTRUM_UNROLL
+          for (int q = 0; q < 4; ++q) {
+            prefetch_strip<kVectors>(x, width, col, p + q, end);
+          }
+        }
+        sample_some<kMultiply, kVectors, 4>(
+            col + p, value + p, x, width, factor, accumulate, sum, out + p
+        );
+      }
+      int rest = 0;
+      while (rest < 3 && p + rest < last && col[p + rest] <= block.last) {
+        ++rest;
+      }
+      const auto some = [&](auto count) {
+        sample_some<kMultiply, kVectors, decltype(count)::value>(
+            col + p, value + p, x, width, factor, accumulate, sum, out + p
+        );
+      };
+      switch (rest) {
+        case 1:
+          some(Count<1>{});
+          break;
+        case 2:
+          some(Count<2>{});
+          break;
+        case 3:
+          some(Count<3>{});
+          break;
+        default:
+          break;
+      }
+      next[r] = static_cast<index_t>(p + rest);
+      if constexpr (kMultiply) {
+        FULLSPECTRUM_UNROLL
+        for (int v = 0; v < kVectors; ++v) {
+          store(y + r * width + v * n, sum[v]);
+        }
+      }
+    }
+  });
+}
+
+// Calls strip(Count<vectors>, Flag<prefetch>, offset) for each strip of at most kMost registers.
+template <int kMost, typename T, typename index_t, typename F>
+void for_strips(const SparseRows<index_t>& w, int64_t width, F&& strip) {
+  const int64_t vectors = width / kLanes<T>;
+  const bool ahead = w.block >= w.cols;
+  for (int64_t v = 0; v < vectors; v += kMost) {
+    const auto call = [&](auto count) {
+      ahead ? strip(count, Flag<true>{}, v * kLanes<T>)
+            : strip(count, Flag<false>{}, v * kLanes<T>);
+    };
+    if (vectors == 1) {
+      call(Count<1>{});
+    } else if (vectors == 2) {
+      call(Count<2>{});
+    } else if (vectors == 4 || kMost == 4) {
+      call(Count<4>{});
+    } else {
+      call(Count<kMost>{});
+    }
+  }
+}
+
+// More registers of one strip would not leave room for anything else in sixteen.
+constexpr int kMostVectors = 8;
+constexpr int kMostVectorsOfBoth = 4;
 
 template <typename T, typename index_t>
 void multiply(
-    const index_t* crow,
-    const index_t* col,
-    const T* value,
-    const T* bias,
-    const T* x,
-    int64_t rows,
-    int64_t width,
-    T* y
+    const SparseRows<index_t>& w, const T* value, const T* bias, const T* x, int64_t width, T* y
 ) {
-  const int64_t vectors = width / kLanes<T>;
-  for (int64_t v = 0; v < vectors; v += kMaxVectors) {
-    const int64_t at = v * kLanes<T>;
-    switch (vectors) {
-      case 1:
-        multiply_strip<1>(crow, col, value, bias, x + at, rows, width, y + at);
-        break;
-      case 2:
-        multiply_strip<2>(crow, col, value, bias, x + at, rows, width, y + at);
-        break;
-      case 4:
-        multiply_strip<4>(crow, col, value, bias, x + at, rows, width, y + at);
-        break;
-      default:
-        multiply_strip<8>(crow, col, value, bias, x + at, rows, width, y + at);
-    }
-  }
+  for_strips<kMostVectors, T>(w, width, [&](auto count, auto ahead, int64_t at) {
+    multiply_strip<count.value, ahead.value>(w, value, bias, x + at, width, y + at);
+  });
 }
 
 template <typename T, typename index_t>
 void sample(
-    const index_t* crow,
-    const index_t* col,
-    const T* grad,
+    const SparseRows<index_t>& w, const T* x, const T* g, int64_t width, bool accumulate, T* out
+) {
+  for_strips<kMostVectors, T>(w, width, [&](auto count, auto ahead, int64_t at) {
+    sample_strip<false, count.value, ahead.value, T>(
+        w, nullptr, x + at, g + at, width, accumulate || at > 0, nullptr, out
+    );
+  });
+}
+
+template <typename T, typename index_t>
+void multiply_and_sample(
+    const SparseRows<index_t>& w,
+    const T* value,
     const T* x,
-    int64_t rows,
+    const T* g,
     int64_t width,
     bool accumulate,
+    T* y,
     T* out
 ) {
-  const int64_t vectors = width / kLanes<T>;
-  for (int64_t v = 0; v < vectors; v += kMaxVectors) {
-    const int64_t at = v * kLanes<T>;
-    const bool add = accumulate || v > 0;
-    switch (vectors) {
-      case 1:
-        sample_strip<1>(crow, col, grad + at, x + at, rows, width, add, out);
-        break;
-      case 2:
-        sample_strip<2>(crow, col, grad + at, x + at, rows, width, add, out);
-        break;
-      case 4:
-        sample_strip<4>(crow, col, grad + at, x + at, rows, width, add, out);
-        break;
-      default:
-        sample_strip<8>(crow, col, grad + at, x + at, rows, width, add, out);
-    }
-  }
+  for_strips<kMostVectorsOfBoth, T>(w, width, [&](auto count, auto ahead, int64_t at) {
+    sample_strip<true, count.value, ahead.value>(
+        w, value, x + at, g + at, width, accumulate || at > 0, y + at, out
+    );
+  });
 }
 
 }  // namespace
 
-template <typename scalar_t, typename index_t>
-PanelKernels<scalar_t, index_t> panel_kernels() {
-  return {inside<index_t>, pack<scalar_t>, unpack<scalar_t>, multiply<scalar_t, index_t>, sample<scalar_t, index_t>};
+template <typename storage_t, typename index_t>
+PanelKernels<storage_t, index_t> panel_kernels() {
+  using T = compute_t<storage_t>;
+  return {
+      inside<index_t>,
+      pack<storage_t>,
+      unpack<storage_t>,
+      multiply<T, index_t>,
+      sample<T, index_t>,
+      multiply_and_sample<T, index_t>,
+  };
 }
 
 template PanelKernels<float, int32_t> panel_kernels();
 template PanelKernels<float, int64_t> panel_kernels();
 template PanelKernels<double, int32_t> panel_kernels();
 template PanelKernels<double, int64_t> panel_kernels();
+template PanelKernels<Float16Bits, int32_t> panel_kernels();
+template PanelKernels<Float16Bits, int64_t> panel_kernels();
+template PanelKernels<BFloat16Bits, int32_t> panel_kernels();
+template PanelKernels<BFloat16Bits, int64_t> panel_kernels();
 
 }  // namespace fullspectrum::FULLSPECTRUM_ISA

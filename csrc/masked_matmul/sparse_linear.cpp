@@ -12,7 +12,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 constexpr const char* kOp = "sparse_linear";
-constexpr const char* kGradOp = "sparse_linear_grad_values";
+constexpr const char* kBackward = "sparse_linear_backward";
 
 void check_floating(const char* op, const char* name, const Tensor& tensor) {
   const ScalarType dtype = tensor.scalar_type();
@@ -85,29 +85,83 @@ SparseLinearSizes check_sparse_linear(
   return {batch, x.size(x.dim() - 1), out_features, values.numel()};
 }
 
-SparseLinearSizes check_sparse_linear_grad_values(
-    const Tensor& grad, const Tensor& x, const Tensor& crow_indices, const Tensor& col_indices
+SparseLinearSizes check_sparse_linear_backward(
+    const Tensor& grad,
+    const std::optional<Tensor>& x,
+    const std::optional<Tensor>& values,
+    const Tensor& crow_indices,
+    const Tensor& col_indices,
+    int64_t in_features,
+    const std::optional<Tensor>& ccol_indices,
+    const std::optional<Tensor>& row_indices,
+    const std::optional<Tensor>& permutation
 ) {
-  const int64_t rows = check_csr(kGradOp, crow_indices, col_indices);
-  check_floating(kGradOp, "x", x);
-  check_same_dtype(kGradOp, "grad", grad, "x", x);
-  check_same_device(kGradOp, "grad", grad, "x", x);
-  check_same_device(kGradOp, "x", x, "col_indices", col_indices);
-  const int64_t batch = batch_of(kGradOp, "x", x);
-  STD_TORCH_CHECK(
-      grad.dim() == x.dim() && batch_of(kGradOp, "grad", grad) == batch,
-      kGradOp,
-      ": grad and x must have the same leading dimensions"
-  );
+  const int64_t rows = check_csr(kBackward, crow_indices, col_indices);
+  const int64_t nnz = col_indices.numel();
+  check_floating(kBackward, "grad", grad);
+  check_same_device(kBackward, "grad", grad, "col_indices", col_indices);
+  const int64_t batch = batch_of(kBackward, "grad", grad);
   STD_TORCH_CHECK(
       grad.size(grad.dim() - 1) == rows,
-      kGradOp,
+      kBackward,
       ": the last dimension of grad must be the number of rows, ",
       rows,
       ", got ",
       grad.size(grad.dim() - 1)
   );
-  return {batch, x.size(x.dim() - 1), rows, col_indices.numel()};
+  if (x.has_value()) {
+    check_same_dtype(kBackward, "grad", grad, "x", *x);
+    check_same_device(kBackward, "grad", grad, "x", *x);
+    STD_TORCH_CHECK(
+        grad.dim() == x->dim() && batch_of(kBackward, "x", *x) == batch,
+        kBackward,
+        ": grad and x must have the same leading dimensions"
+    );
+    STD_TORCH_CHECK(
+        x->size(x->dim() - 1) == in_features,
+        kBackward,
+        ": the last dimension of x must be in_features = ",
+        in_features,
+        ", got ",
+        x->size(x->dim() - 1)
+    );
+  }
+  if (values.has_value()) {
+    STD_TORCH_CHECK(
+        values->dim() == 1 && values->numel() == nnz,
+        kBackward,
+        ": values must be as long as col_indices, ",
+        nnz,
+        ", got ",
+        values->numel()
+    );
+    check_same_dtype(kBackward, "grad", grad, "values", *values);
+    check_same_device(kBackward, "grad", grad, "values", *values);
+    STD_TORCH_CHECK(
+        ccol_indices.has_value() && row_indices.has_value() && permutation.has_value(),
+        kBackward,
+        ": the gradient for x needs ccol_indices, row_indices and permutation"
+    );
+    const int64_t columns = check_csr(kBackward, *ccol_indices, *row_indices);
+    check_csr(kBackward, *ccol_indices, *permutation);
+    check_same_dtype(kBackward, "col_indices", col_indices, "row_indices", *row_indices);
+    check_same_device(kBackward, "col_indices", col_indices, "row_indices", *row_indices);
+    STD_TORCH_CHECK(
+        columns == in_features && row_indices->numel() == nnz && permutation->numel() == nnz,
+        kBackward,
+        ": ccol_indices, row_indices and permutation must be of lengths in_features + 1 = ",
+        in_features + 1,
+        ", nnz and nnz = ",
+        nnz,
+        ", got ",
+        columns + 1,
+        ", ",
+        row_indices->numel(),
+        " and ",
+        permutation->numel()
+    );
+  }
+  return {batch, in_features, rows, nnz};
 }
 
 }  // namespace fullspectrum

@@ -26,11 +26,17 @@ SparseLinearSizes check_sparse_linear(
     const std::optional<torch::stable::Tensor>& bias
 );
 
-SparseLinearSizes check_sparse_linear_grad_values(
+// x and values are given where the gradient for the other is wanted.
+SparseLinearSizes check_sparse_linear_backward(
     const torch::stable::Tensor& grad,
-    const torch::stable::Tensor& x,
+    const std::optional<torch::stable::Tensor>& x,
+    const std::optional<torch::stable::Tensor>& values,
     const torch::stable::Tensor& crow_indices,
-    const torch::stable::Tensor& col_indices
+    const torch::stable::Tensor& col_indices,
+    int64_t in_features,
+    const std::optional<torch::stable::Tensor>& ccol_indices,
+    const std::optional<torch::stable::Tensor>& row_indices,
+    const std::optional<torch::stable::Tensor>& permutation
 );
 
 }  // namespace fullspectrum

@@ -1,10 +1,11 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
-#include <cstddef>
+#include <atomic>
 #include <limits>
 #include <memory>
-#include <new>
+#include <tuple>
+#include <type_traits>
 #include <vector>
 
 #include "common/ceil_div.h"
@@ -12,6 +13,7 @@
 #include "common/dispatch.h"
 #include "common/library.h"
 #include "common/parallel.h"
+#include "common/scratch.h"
 #include "masked_matmul/panel_kernels.h"
 #include "masked_matmul/sparse_linear.h"
 
@@ -20,37 +22,6 @@ namespace {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-
-// Memory of one thread, kept from call to call: pages fresh from the system cost more than the
-// products themselves. Very large blocks go back.
-class Scratch {
- public:
-  template <typename T>
-  T* reserve(int64_t count) {
-    const size_t bytes = static_cast<size_t>(count) * sizeof(T);
-    if (bytes > bytes_) {
-      block_.reset();
-      block_.reset(static_cast<std::byte*>(::operator new(bytes, kAlignment)));
-      bytes_ = bytes;
-    }
-    return reinterpret_cast<T*>(block_.get());
-  }
-  void release_if_large() {
-    if (bytes_ > kLargeBytes) {
-      block_.reset();
-      bytes_ = 0;
-    }
-  }
-
- private:
-  static constexpr std::align_val_t kAlignment{64};
-  static constexpr size_t kLargeBytes = size_t{16} << 20;
-  struct Free {
-    void operator()(std::byte* block) const { ::operator delete(block, kAlignment); }
-  };
-  std::unique_ptr<std::byte, Free> block_;
-  size_t bytes_ = 0;
-};
 
 thread_local Scratch scratch;
 
@@ -70,9 +41,11 @@ struct Panels {
   }
 };
 
-// Output rows are computed in blocks, so that a block is still in the first-level cache when it is
-// turned back to row-major.
-constexpr int64_t kRowBlock = 128;
+// A block of columns is worth the loads and stores of the sums between blocks where a row has about
+// this many nonzeros in it, and where so many strips are more than the first-level cache holds.
+constexpr double kNonzerosPerBlock = 19;
+constexpr int64_t kLeastBlock = 192;
+constexpr int64_t kMostBlock = 2048;
 
 // The cost of a row apart from its nonzeros (turning it to row-major), in nonzeros.
 constexpr int64_t kRowCost = 8;
@@ -98,65 +71,143 @@ std::vector<int64_t> balanced_rows(const index_t* crow, int64_t rows, int64_t pa
   return boundary;
 }
 
-template <typename scalar_t, typename index_t>
-PanelKernels<scalar_t, index_t> active_kernels() {
+// Memory as the kernels know it.
+template <typename T>
+const T* bits(const T* numbers) {
+  return numbers;
+}
+template <typename T>
+T* bits(T* numbers) {
+  return numbers;
+}
+const Float16Bits* bits(const Half* numbers) {
+  return reinterpret_cast<const Float16Bits*>(numbers);
+}
+Float16Bits* bits(Half* numbers) { return reinterpret_cast<Float16Bits*>(numbers); }
+const BFloat16Bits* bits(const BFloat16* numbers) {
+  return reinterpret_cast<const BFloat16Bits*>(numbers);
+}
+BFloat16Bits* bits(BFloat16* numbers) { return reinterpret_cast<BFloat16Bits*>(numbers); }
+
+template <typename T>
+using bits_t = std::remove_pointer_t<decltype(bits(static_cast<T*>(nullptr)))>;
+
+template <typename storage_t, typename index_t>
+PanelKernels<bits_t<storage_t>, index_t> active_kernels() {
 #if defined(__x86_64__)
   switch (active_isa()) {
     case Isa::avx512:
-      return avx512::panel_kernels<scalar_t, index_t>();
+      return avx512::panel_kernels<bits_t<storage_t>, index_t>();
     case Isa::avx2:
-      return avx2::panel_kernels<scalar_t, index_t>();
+      return avx2::panel_kernels<bits_t<storage_t>, index_t>();
     default:
       break;
   }
 #endif
-  return baseline::panel_kernels<scalar_t, index_t>();
+  return baseline::panel_kernels<bits_t<storage_t>, index_t>();
 }
 
-// A column out of range or an offset that decreases would read foreign memory. Checking costs less
-// than one batch row.
-template <typename scalar_t, typename index_t>
-void check_indices(
-    const char* op,
-    const PanelKernels<scalar_t, index_t>& kernels,
-    const index_t* crow,  // [out + 1]
-    const index_t* col,   // [nnz]
-    SparseLinearSizes size
-) {
-  bool falls = crow[0] != 0 || crow[size.out] != size.nnz;
-  for (int64_t r = 0; r < size.out; ++r) {
-    falls |= crow[r] > crow[r + 1];
+// A sparse matrix [rows, cols] in CSR form, with the names of its fields for messages.
+template <typename index_t>
+struct Matrix {
+  const char* op;
+  const char* crow_name;
+  const char* col_name;
+  const index_t* crow;  // [rows + 1]
+  const index_t* col;   // [nnz]
+  int64_t rows;
+  int64_t cols;
+  int64_t nnz;
+
+  index_t last_column() const {
+    return static_cast<index_t>(std::min(cols - 1, int64_t{std::numeric_limits<index_t>::max()}));
   }
-  STD_TORCH_CHECK(!falls, op, ": crow_indices must rise from 0 to nnz = ", size.nnz);
-  const int64_t last = std::min(size.in - 1, int64_t{std::numeric_limits<index_t>::max()});
-  if (!kernels.inside(col, size.nnz, static_cast<index_t>(last))) {
-    const index_t* wrong =
-        std::find_if(col, col + size.nnz, [&](index_t c) { return c < 0 || c > last; });
-    STD_TORCH_CHECK(false, op, ": col_indices must lie in [0, ", size.in, "), got ", *wrong);
+  // How many columns the kernels take at a time.
+  int64_t column_block() const {
+    const double needed = kNonzerosPerBlock * static_cast<double>(rows) *
+                          static_cast<double>(cols) /
+                          static_cast<double>(std::max(nnz, int64_t{1}));
+    const auto block = static_cast<int64_t>(std::min(needed, static_cast<double>(kMostBlock)));
+    return std::max(block, kLeastBlock);
   }
-}
+  SparseRows<index_t> part(int64_t first, int64_t count, int64_t block) const {
+    return {crow + first, col, count, int64_t{last_column()} + 1, block};
+  }
+};
+
+// Whether the indices of a matrix can be followed. An offset that decreases or a column out of
+// range would read foreign memory. The offsets are checked at once; the columns by the threads,
+// each when it first meets a row, which brings them into its cache.
+template <typename index_t>
+class IndexCheck {
+ public:
+  using Inside = bool (*)(const index_t* index, int64_t count, index_t last);
+
+  IndexCheck(Inside inside, const Matrix<index_t>& matrix) : inside_(inside), matrix_(matrix) {
+    const index_t* crow = matrix.crow;
+    bool falls = crow[0] != 0 || crow[matrix.rows] != matrix.nnz;
+    for (int64_t r = 0; r < matrix.rows; ++r) {
+      falls |= crow[r] > crow[r + 1];
+    }
+    STD_TORCH_CHECK(
+        !falls, matrix.op, ": ", matrix.crow_name, " must rise from 0 to nnz = ", matrix.nnz
+    );
+  }
+  bool passes(int64_t first, int64_t rows) {
+    const int64_t begin = matrix_.crow[first], end = matrix_.crow[first + rows];
+    if (!inside_(matrix_.col + begin, end - begin, matrix_.last_column())) {
+      failed_.store(true, std::memory_order_relaxed);
+      return false;
+    }
+    return true;
+  }
+  // To be called when all threads are done.
+  void report() const {
+    if (failed_.load(std::memory_order_relaxed)) {
+      const index_t* end = matrix_.col + matrix_.nnz;
+      const index_t* wrong = std::find_if(matrix_.col, end, [&](index_t c) {
+        return c < 0 || c > matrix_.last_column();
+      });
+      STD_TORCH_CHECK(
+          false,
+          matrix_.op,
+          ": ",
+          matrix_.col_name,
+          " must lie in [0, ",
+          matrix_.cols,
+          "), got ",
+          *wrong
+      );
+    }
+  }
+
+ private:
+  Inside inside_;
+  const Matrix<index_t>& matrix_;
+  std::atomic<bool> failed_{false};
+};
 
 // y = x W^T + bias. Each panel's output rows are cut into chunks of equal cost; a thread takes a
 // run of (panel, chunk) pairs and turns each panel that it meets once.
-template <typename scalar_t, typename index_t>
+template <typename storage_t, typename index_t>
 void multiply(
-    const char* op,
-    const scalar_t* x,      // [batch, in]
-    const scalar_t* value,  // [nnz]
-    const index_t* crow,    // [out + 1]
-    const index_t* col,     // [nnz]
-    const scalar_t* bias,   // [out] or null
-    scalar_t* y,            // [batch, out]
-    SparseLinearSizes size
+    const Matrix<index_t>& w,           // [out, in]
+    const compute_t<storage_t>* value,  // [nnz]
+    const compute_t<storage_t>* bias,   // [out] or null
+    const storage_t* x,                 // [batch, in]
+    int64_t batch,
+    storage_t* y  // [batch, out]
 ) {
-  const PanelKernels<scalar_t, index_t> kernels = active_kernels<scalar_t, index_t>();
-  check_indices(op, kernels, crow, col, size);
-  const Panels<scalar_t> panels{size.batch};
-  const bool threaded = (size.nnz + kRowCost * size.out) * size.batch >= kWorthThreads;
+  using scalar_t = compute_t<storage_t>;
+  const PanelKernels<bits_t<storage_t>, index_t> kernels = active_kernels<storage_t, index_t>();
+  IndexCheck<index_t> check(kernels.inside, w);
+  const Panels<scalar_t> panels{batch};
+  const bool threaded = (w.nnz + kRowCost * w.rows) * batch >= kWorthThreads;
   const int64_t threads = threaded ? thread_count() : 1;
   const bool even = panels.count() % threads == 0 || panels.count() >= 4 * threads;
   const int64_t chunks = even ? 1 : threads;
-  const std::vector<int64_t> boundary = balanced_rows(crow, size.out, chunks);
+  const std::vector<int64_t> boundary = balanced_rows(w.crow, w.rows, chunks);
+  const int64_t column_block = w.column_block();
   const int64_t tasks = panels.count() * chunks;
   parallel_for(0, tasks, threaded ? 1 : tasks, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end;) {
@@ -164,105 +215,168 @@ void multiply(
       const int64_t stop = std::min(end, (panel + 1) * chunks);
       const int64_t first = panels.begin(panel), count = panels.size(panel);
       const int64_t width = panels.width(panel);
-      scalar_t* block = scratch.reserve<scalar_t>((size.in + kRowBlock) * width);
+      const bool unchecked = task == begin || chunks > 1;
+      scalar_t* block = scratch.reserve<scalar_t>((w.cols + kRowBlock) * width);
       scalar_t* packed = block + kRowBlock * width;
-      kernels.pack(x + first * size.in, size.in, count, size.in, width, packed);
+      kernels.pack(bits(x) + first * w.cols, w.cols, count, w.cols, width, packed);
       const int64_t last_row = boundary[stop - panel * chunks];
       for (int64_t r = boundary[task - panel * chunks]; r < last_row; r += kRowBlock) {
         const int64_t rows = std::min(kRowBlock, last_row - r);
+        if (unchecked && !check.passes(r, rows)) {
+          return;
+        }
         kernels.multiply(
-            crow + r, col, value, bias ? bias + r : nullptr, packed, rows, width, block
+            w.part(r, rows, column_block), value, bias ? bias + r : nullptr, packed, width, block
         );
-        kernels.unpack(block, width, count, rows, size.out, y + first * size.out + r);
+        kernels.unpack(block, width, count, rows, w.rows, bits(y) + first * w.rows + r);
       }
       task = stop;
     }
     scratch.release_if_large();
   });
+  check.report();
 }
 
 // Partial results, one of nnz numbers for each group of panels, are added at the end; this many
 // bound their memory.
 constexpr int64_t kMaxGroups = 8;
 
-// out[p] = sum over the batch of grad[:, row(p)] x[:, col(p)]. The panels are cut into groups and
-// the rows into chunks; a thread does whole (group, chunk) pairs, each with its own results.
-template <typename scalar_t, typename index_t>
-void sample(
-    const char* op,
-    const scalar_t* grad,  // [batch, out]
-    const scalar_t* x,     // [batch, in]
-    const index_t* crow,   // [out + 1]
-    const index_t* col,    // [nnz]
-    scalar_t* out,         // [nnz], zeros
-    SparseLinearSizes size
+// Sums over the batch, one for each nonzero p, of g[:, row(p)] x[:, col(p)], and where `value` is
+// given beside them y = x W^T. The panels are cut into groups and the rows into chunks; a thread
+// does whole (group, chunk) pairs. Returns the sums of the groups one after the other, each [nnz].
+template <typename storage_t, typename index_t>
+std::vector<std::unique_ptr<compute_t<storage_t>[]>> sample(
+    const Matrix<index_t>& w,           // [rows, cols]
+    const compute_t<storage_t>* value,  // [nnz] or null
+    const storage_t* x,                 // [batch, cols]
+    const storage_t* g,                 // [batch, rows]
+    int64_t batch,
+    storage_t* y  // [batch, rows] or null
 ) {
-  const PanelKernels<scalar_t, index_t> kernels = active_kernels<scalar_t, index_t>();
-  check_indices(op, kernels, crow, col, size);
-  const Panels<scalar_t> panels{size.batch};
-  if (panels.count() == 0 || size.nnz == 0) {
-    return;
-  }
-  const bool threaded = size.nnz * size.batch >= kWorthThreads;
+  using scalar_t = compute_t<storage_t>;
+  const PanelKernels<bits_t<storage_t>, index_t> kernels = active_kernels<storage_t, index_t>();
+  IndexCheck<index_t> check(kernels.inside, w);
+  const Panels<scalar_t> panels{batch};
+  const bool threaded = w.nnz * batch >= kWorthThreads;
   const int64_t threads = threaded ? thread_count() : 1;
-  const int64_t groups = std::min({panels.count(), threads, kMaxGroups});
+  const int64_t groups = std::max(int64_t{1}, std::min({panels.count(), threads, kMaxGroups}));
   const int64_t chunks = ceil_div(threads, groups);
-  const std::vector<int64_t> boundary = balanced_rows(crow, size.out, chunks);
-  // The first group's results go to `out` itself.
-  std::unique_ptr<scalar_t[]> others(new scalar_t[(groups - 1) * size.nnz]);
+  const std::vector<int64_t> boundary = balanced_rows(w.crow, w.rows, chunks);
+  const int64_t column_block = w.column_block();
+  std::vector<std::unique_ptr<scalar_t[]>> sums(groups);
+  for (auto& partial : sums) {
+    partial.reset(panels.count() == 0 ? new scalar_t[w.nnz]() : new scalar_t[w.nnz]);
+  }
   parallel_for(0, groups * chunks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t group = task / chunks, chunk = task % chunks;
-      scalar_t* result = group == 0 ? out : others.get() + (group - 1) * size.nnz;
+      scalar_t* out = sums[group].get();
       const int64_t first_panel = panels.count() * group / groups;
       for (int64_t panel = first_panel; panel < panels.count() * (group + 1) / groups; ++panel) {
         const int64_t first = panels.begin(panel), count = panels.size(panel);
         const int64_t width = panels.width(panel);
-        scalar_t* block = scratch.reserve<scalar_t>((size.in + kRowBlock) * width);
-        scalar_t* packed = block + kRowBlock * width;
-        kernels.pack(x + first * size.in, size.in, count, size.in, width, packed);
+        scalar_t* block = scratch.reserve<scalar_t>((w.cols + 2 * kRowBlock) * width);
+        scalar_t* product = block + kRowBlock * width;
+        scalar_t* packed = product + kRowBlock * width;
+        kernels.pack(bits(x) + first * w.cols, w.cols, count, w.cols, width, packed);
         for (int64_t r = boundary[chunk]; r < boundary[chunk + 1]; r += kRowBlock) {
           const int64_t rows = std::min(kRowBlock, boundary[chunk + 1] - r);
-          kernels.pack(grad + first * size.out + r, size.out, count, rows, width, block);
-          kernels.sample(crow + r, col, block, packed, rows, width, panel > first_panel, result);
+          if (panel == first_panel && !check.passes(r, rows)) {
+            return;
+          }
+          const SparseRows<index_t> part = w.part(r, rows, column_block);
+          const bool accumulate = panel > first_panel;
+          kernels.pack(bits(g) + first * w.rows + r, w.rows, count, rows, width, block);
+          if (value == nullptr) {
+            kernels.sample(part, packed, block, width, accumulate, out);
+          } else {
+            kernels.multiply_and_sample(
+                part, value, packed, block, width, accumulate, product, out
+            );
+            kernels.unpack(product, width, count, rows, w.rows, bits(y) + first * w.rows + r);
+          }
         }
       }
     }
     scratch.release_if_large();
   });
-  parallel_for(0, size.nnz, kWorthThreads, [&](int64_t begin, int64_t end) {
-    for (int64_t group = 1; group < groups; ++group) {
-      const scalar_t* partial = others.get() + (group - 1) * size.nnz;
-      for (int64_t p = begin; p < end; ++p) {
-        out[p] += partial[p];
+  check.report();
+  return sums;
+}
+
+// Reading and writing through a permutation is slower than the additions beside it: from so many
+// elements on, threads help.
+constexpr int64_t kWorthThreadsToPermute = int64_t{1} << 14;
+
+// to[i] = from[permutation[i]]. The permutation is checked on the way, a piece at a time.
+template <typename storage_t, typename index_t>
+std::unique_ptr<compute_t<storage_t>[]> gathered(
+    const char* op,
+    const storage_t* from,       // [nnz]
+    const index_t* permutation,  // [nnz]
+    int64_t nnz
+) {
+  using scalar_t = compute_t<storage_t>;
+  const auto inside = active_kernels<storage_t, index_t>().inside;
+  constexpr int64_t kPiece = 1024;
+  std::unique_ptr<scalar_t[]> to(new scalar_t[nnz]);
+  std::atomic<bool> failed{false};
+  parallel_for(0, nnz, kWorthThreadsToPermute, [&](int64_t begin, int64_t end) {
+    for (int64_t piece = begin; piece < end; piece += kPiece) {
+      const int64_t stop = std::min(end, piece + kPiece);
+      if (!inside(permutation + piece, stop - piece, static_cast<index_t>(nnz - 1))) {
+        failed.store(true, std::memory_order_relaxed);
+        return;
       }
+#pragma GCC unroll 8
+      for (int64_t i = piece; i < stop; ++i) {
+        to[i] = static_cast<scalar_t>(from[permutation[i]]);
+      }
+    }
+  });
+  STD_TORCH_CHECK(!failed, op, ": permutation must lie in [0, nnz) = [0, ", nnz, ")");
+  return to;
+}
+
+// to[permutation[i]], or to[i] where there is none, = the sum of all partial[i].
+template <typename storage_t, typename index_t>
+void scatter_sum(
+    const std::vector<std::unique_ptr<compute_t<storage_t>[]>>& partial,  // each [nnz]
+    const index_t* permutation,                                           // [nnz] or null
+    int64_t nnz,
+    storage_t* to  // [nnz]
+) {
+  const int64_t groups = static_cast<int64_t>(partial.size());
+  parallel_for(0, nnz, kWorthThreadsToPermute, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      compute_t<storage_t> sum = partial[0][i];
+      for (int64_t group = 1; group < groups; ++group) {
+        sum += partial[group][i];
+      }
+      to[permutation == nullptr ? i : permutation[i]] = static_cast<storage_t>(sum);
     }
   });
 }
 
-// float16 and bfloat16 are computed in float32 and rounded once, at the end.
-ScalarType compute_dtype(ScalarType dtype) {
+// ---- the operators -----------------------------------------------------------------------------
+
+// Row-major; asking torch only where it is not so already.
+Tensor row_major(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
+// Row-major and in the dtype of the computation: float32 for float16 and bfloat16.
+Tensor computed(const Tensor& tensor) {
+  const ScalarType dtype = tensor.scalar_type();
   const bool narrow = dtype == ScalarType::Half || dtype == ScalarType::BFloat16;
-  return narrow ? ScalarType::Float : dtype;
+  return row_major(narrow ? torch::stable::to(tensor, ScalarType::Float) : tensor);
 }
 
-// Row-major and in the dtype of the computation; the tensor itself where it is so already.
-Tensor prepared(const Tensor& tensor) {
-  const ScalarType dtype = compute_dtype(tensor.scalar_type());
-  return torch::stable::contiguous(
-      dtype == tensor.scalar_type() ? tensor : torch::stable::to(tensor, dtype)
-  );
-}
-
-Tensor rounded(const Tensor& tensor, ScalarType dtype) {
-  return dtype == tensor.scalar_type() ? tensor : torch::stable::to(tensor, dtype);
-}
-
-// Calls f(TypeTag<float or double>, TypeTag<index_t>).
+// Calls f(TypeTag<scalar_t>, TypeTag<index_t>).
 template <typename F>
-void dispatch_prepared(const char* op, ScalarType dtype, ScalarType index_dtype, F&& f) {
-  dispatch_index(index_dtype, op, [&](auto index_tag) {
-    dtype == ScalarType::Double ? f(TypeTag<double>{}, index_tag) : f(TypeTag<float>{}, index_tag);
+void dispatch(const char* op, const Tensor& values, const Tensor& indices, F&& f) {
+  dispatch_floating(values.scalar_type(), op, [&](auto tag) {
+    dispatch_index(indices.scalar_type(), op, [&](auto index_tag) { f(tag, index_tag); });
   });
 }
 
@@ -280,71 +394,141 @@ Tensor sparse_linear_cpu(
   const char* op = "sparse_linear";
   const SparseLinearSizes size =
       check_sparse_linear(x, values, crow_indices, col_indices, out_features, bias);
-  const Tensor in = prepared(x), weights = prepared(values);
-  const std::optional<Tensor> b = bias ? std::make_optional(prepared(*bias)) : std::nullopt;
+  const Tensor in = row_major(x), weights = computed(values);
+  const std::optional<Tensor> b = bias ? std::make_optional(computed(*bias)) : std::nullopt;
   std::vector<int64_t> shape(x.sizes().begin(), x.sizes().end());
   shape.back() = out_features;
   Tensor out = torch::stable::new_empty(in, shape);
-  dispatch_prepared(
-      op,
-      in.scalar_type(),
-      crow_indices.scalar_type(),
-      [&](auto tag, auto index_tag) {
-        using scalar_t = typename decltype(tag)::type;
-        using index_t = typename decltype(index_tag)::type;
-        const index_t* crow = crow_indices.const_data_ptr<index_t>();
-        const index_t* col = col_indices.const_data_ptr<index_t>();
-        multiply<scalar_t, index_t>(
-            op,
-            in.const_data_ptr<scalar_t>(),
-            weights.const_data_ptr<scalar_t>(),
-            crow,
-            col,
-            b ? b->const_data_ptr<scalar_t>() : nullptr,
-            out.mutable_data_ptr<scalar_t>(),
-            size
-        );
-      }
-  );
-  return rounded(out, x.scalar_type());
+  dispatch(op, x, col_indices, [&](auto tag, auto index_tag) {
+    using storage_t = typename decltype(tag)::type;
+    using index_t = typename decltype(index_tag)::type;
+    using scalar_t = compute_t<storage_t>;
+    const Matrix<index_t> w{
+        op,
+        "crow_indices",
+        "col_indices",
+        crow_indices.const_data_ptr<index_t>(),
+        col_indices.const_data_ptr<index_t>(),
+        size.out,
+        size.in,
+        size.nnz,
+    };
+    multiply<storage_t, index_t>(
+        w,
+        weights.const_data_ptr<scalar_t>(),
+        b ? b->const_data_ptr<scalar_t>() : nullptr,
+        in.const_data_ptr<storage_t>(),
+        size.batch,
+        out.mutable_data_ptr<storage_t>()
+    );
+  });
+  return out;
 }
 
-Tensor
-sparse_linear_grad_values_cpu(const Tensor& grad, const Tensor& x, const Tensor& crow_indices, const Tensor& col_indices, std::optional<Tensor>, std::optional<Tensor>, std::optional<Tensor>) {
-  const char* op = "sparse_linear_grad_values";
-  const SparseLinearSizes size =
-      check_sparse_linear_grad_values(grad, x, crow_indices, col_indices);
-  const Tensor from = prepared(grad), in = prepared(x);
-  const std::vector<int64_t> shape{size.nnz};
-  Tensor out = torch::stable::new_zeros(in, shape);
-  dispatch_prepared(
-      op,
-      in.scalar_type(),
-      crow_indices.scalar_type(),
-      [&](auto tag, auto index_tag) {
-        using scalar_t = typename decltype(tag)::type;
-        using index_t = typename decltype(index_tag)::type;
-        const index_t* crow = crow_indices.const_data_ptr<index_t>();
-        const index_t* col = col_indices.const_data_ptr<index_t>();
-        sample<scalar_t, index_t>(
+std::tuple<Tensor, Tensor> sparse_linear_backward_cpu(
+    const Tensor& grad,
+    std::optional<Tensor> x,
+    std::optional<Tensor> values,
+    const Tensor& crow_indices,
+    const Tensor& col_indices,
+    int64_t in_features,
+    std::optional<Tensor> ccol_indices,
+    std::optional<Tensor> row_indices,
+    std::optional<Tensor> permutation
+) {
+  const char* op = "sparse_linear_backward";
+  const SparseLinearSizes size = check_sparse_linear_backward(
+      grad,
+      x,
+      values,
+      crow_indices,
+      col_indices,
+      in_features,
+      ccol_indices,
+      row_indices,
+      permutation
+  );
+  std::vector<int64_t> shape(grad.sizes().begin(), grad.sizes().end());
+  shape.back() = values ? in_features : 0;
+  Tensor grad_x = torch::stable::new_empty(grad, shape);
+  Tensor grad_values = torch::stable::new_empty(grad, std::vector<int64_t>{x ? size.nnz : 0});
+  const Tensor from = row_major(grad);
+  const std::optional<Tensor> in = x ? std::make_optional(row_major(*x)) : std::nullopt;
+  const std::optional<Tensor> weights =
+      values ? std::make_optional(row_major(*values)) : std::nullopt;
+  dispatch(op, grad, col_indices, [&](auto tag, auto index_tag) {
+    using storage_t = typename decltype(tag)::type;
+    using index_t = typename decltype(index_tag)::type;
+    if (!values) {
+      if (x) {
+        const Matrix<index_t> w{
             op,
-            from.const_data_ptr<scalar_t>(),
-            in.const_data_ptr<scalar_t>(),
-            crow,
-            col,
-            out.mutable_data_ptr<scalar_t>(),
-            size
+            "crow_indices",
+            "col_indices",
+            crow_indices.const_data_ptr<index_t>(),
+            col_indices.const_data_ptr<index_t>(),
+            size.out,
+            size.in,
+            size.nnz,
+        };
+        const auto sums = sample<storage_t, index_t>(
+            w,
+            nullptr,
+            in->const_data_ptr<storage_t>(),
+            from.const_data_ptr<storage_t>(),
+            size.batch,
+            nullptr
+        );
+        scatter_sum<storage_t, index_t>(
+            sums, nullptr, size.nnz, grad_values.mutable_data_ptr<storage_t>()
         );
       }
-  );
-  return rounded(out, x.scalar_type());
+      return;
+    }
+    const Matrix<index_t> transposed{
+        op,
+        "ccol_indices",
+        "row_indices",
+        ccol_indices->const_data_ptr<index_t>(),
+        row_indices->const_data_ptr<index_t>(),
+        size.in,
+        size.out,
+        size.nnz,
+    };
+    const index_t* order = permutation->const_data_ptr<index_t>();
+    const auto weight =
+        gathered<storage_t, index_t>(op, weights->const_data_ptr<storage_t>(), order, size.nnz);
+    if (!x) {
+      multiply<storage_t, index_t>(
+          transposed,
+          weight.get(),
+          nullptr,
+          from.const_data_ptr<storage_t>(),
+          size.batch,
+          grad_x.mutable_data_ptr<storage_t>()
+      );
+      return;
+    }
+    const auto sums = sample<storage_t, index_t>(
+        transposed,
+        weight.get(),
+        from.const_data_ptr<storage_t>(),
+        in->const_data_ptr<storage_t>(),
+        size.batch,
+        grad_x.mutable_data_ptr<storage_t>()
+    );
+    scatter_sum<storage_t, index_t>(
+        sums, order, size.nnz, grad_values.mutable_data_ptr<storage_t>()
+    );
+  });
+  return {grad_x, grad_values};
 }
 
 }  // namespace
 
 FULLSPECTRUM_CPU_KERNELS(m) {
   m.impl("sparse_linear", TORCH_BOX(&sparse_linear_cpu));
-  m.impl("sparse_linear_grad_values", TORCH_BOX(&sparse_linear_grad_values_cpu));
+  m.impl("sparse_linear_backward", TORCH_BOX(&sparse_linear_backward_cpu));
 }
 
 }  // namespace fullspectrum

@@ -1,7 +1,9 @@
 #include <torch/csrc/stable/ops.h>
 
+#include <tuple>
 #include <vector>
 
+#include "common/aten.h"
 #include "common/cuda_launch.h"
 #include "common/dispatch.h"
 #include "common/library.h"
@@ -166,23 +168,19 @@ dim3 grid_of(const char* op, int64_t blocks) {
 // Four batch entries a lane where the batch fills them: each column and value then serves four.
 constexpr int kWide = 4;
 
-Tensor sparse_linear_cuda(
+// x W^T + bias
+Tensor multiply(
+    const char* op,
+    const DeviceScope& scope,
     const Tensor& x,
     const Tensor& values,
     const Tensor& crow_indices,
     const Tensor& col_indices,
-    int64_t out_features,
-    std::optional<Tensor> bias,
-    std::optional<Tensor>,  // the transposed index is for the derivative
-    std::optional<Tensor>,
-    std::optional<Tensor>
+    const std::optional<Tensor>& bias,
+    SparseLinearSizes size
 ) {
-  const char* op = "sparse_linear";
-  const SparseLinearSizes size =
-      check_sparse_linear(x, values, crow_indices, col_indices, out_features, bias);
-  const DeviceScope scope(x);
   std::vector<int64_t> shape(x.sizes().begin(), x.sizes().end());
-  shape.back() = out_features;
+  shape.back() = size.out;
   Tensor out = torch::stable::new_empty(x, shape);
   const Tensor columns = feature_major(x, size.batch, size.in);
   const Tensor weights = torch::stable::contiguous(values);
@@ -214,12 +212,16 @@ Tensor sparse_linear_cuda(
   return out;
 }
 
-Tensor
-sparse_linear_grad_values_cuda(const Tensor& grad, const Tensor& x, const Tensor& crow_indices, const Tensor& col_indices, std::optional<Tensor>, std::optional<Tensor>, std::optional<Tensor>) {
-  const char* op = "sparse_linear_grad_values";
-  const SparseLinearSizes size =
-      check_sparse_linear_grad_values(grad, x, crow_indices, col_indices);
-  const DeviceScope scope(x);
+// grad^T x at the stored positions
+Tensor sample(
+    const char* op,
+    const DeviceScope& scope,
+    const Tensor& grad,
+    const Tensor& x,
+    const Tensor& crow_indices,
+    const Tensor& col_indices,
+    SparseLinearSizes size
+) {
   const std::vector<int64_t> shape{size.nnz};
   Tensor out = torch::stable::new_empty(x, shape);
   const Tensor grad_rows = feature_major(grad, size.batch, size.out);
@@ -247,11 +249,71 @@ sparse_linear_grad_values_cuda(const Tensor& grad, const Tensor& x, const Tensor
   return out;
 }
 
+Tensor sparse_linear_cuda(
+    const Tensor& x,
+    const Tensor& values,
+    const Tensor& crow_indices,
+    const Tensor& col_indices,
+    int64_t out_features,
+    std::optional<Tensor> bias,
+    std::optional<Tensor>,  // the transposed index is for the derivative
+    std::optional<Tensor>,
+    std::optional<Tensor>
+) {
+  const char* op = "sparse_linear";
+  const SparseLinearSizes size =
+      check_sparse_linear(x, values, crow_indices, col_indices, out_features, bias);
+  return multiply(op, DeviceScope(x), x, values, crow_indices, col_indices, bias, size);
+}
+
+// The two gradients, one after the other.
+std::tuple<Tensor, Tensor> sparse_linear_backward_cuda(
+    const Tensor& grad,
+    std::optional<Tensor> x,
+    std::optional<Tensor> values,
+    const Tensor& crow_indices,
+    const Tensor& col_indices,
+    int64_t in_features,
+    std::optional<Tensor> ccol_indices,
+    std::optional<Tensor> row_indices,
+    std::optional<Tensor> permutation
+) {
+  const char* op = "sparse_linear_backward";
+  const SparseLinearSizes size = check_sparse_linear_backward(
+      grad,
+      x,
+      values,
+      crow_indices,
+      col_indices,
+      in_features,
+      ccol_indices,
+      row_indices,
+      permutation
+  );
+  const DeviceScope scope(grad);
+  std::vector<int64_t> none(grad.sizes().begin(), grad.sizes().end());
+  none.back() = 0;
+  Tensor grad_x = values ? multiply(
+                               op,
+                               scope,
+                               grad,
+                               index_select(*values, *permutation),
+                               *ccol_indices,
+                               *row_indices,
+                               std::nullopt,
+                               {size.batch, size.out, size.in, size.nnz}
+                           )
+                         : torch::stable::new_empty(grad, none);
+  Tensor grad_values = x ? sample(op, scope, grad, *x, crow_indices, col_indices, size)
+                         : torch::stable::new_empty(grad, std::vector<int64_t>{0});
+  return {grad_x, grad_values};
+}
+
 }  // namespace
 
 FULLSPECTRUM_CUDA_KERNELS(m) {
   m.impl("sparse_linear", TORCH_BOX(&sparse_linear_cuda));
-  m.impl("sparse_linear_grad_values", TORCH_BOX(&sparse_linear_grad_values_cuda));
+  m.impl("sparse_linear_backward", TORCH_BOX(&sparse_linear_backward_cuda));
 }
 
 }  // namespace fullspectrum

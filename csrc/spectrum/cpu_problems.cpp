@@ -23,7 +23,7 @@ bool feasible(const OwnedProblem& problem, Method method) {
   constexpr int64_t kLargestGram = 2048;
   constexpr int64_t kMostBits = int64_t{1} << 32;
   constexpr int64_t kMostCounted = int64_t{1} << 24;  // float32 holds counts up to it exactly
-  constexpr int64_t kLargestBasis = 65536;            // 192 vectors of it are 100 MB
+  constexpr int64_t kLargestBasis = 65536;            // 256 vectors of it are 128 MB
   const int64_t narrow = std::min(problem.rows(), problem.columns());
   const int64_t tall = std::max(problem.rows(), problem.columns());
   switch (method) {
@@ -47,18 +47,10 @@ double cost(const OwnedProblem& problem, Method method) {
   const double steps = complete ? 1 : kSteps;
   switch (method) {
     case Method::bit_gram:
-      return 1.5 * entries + narrow * narrow * (1.5 + std::ceil(tall / 512) * 0.5) +
-             steps * 0.12 * narrow * narrow;
-    case Method::sparse_gram: {
-      const std::vector<int64_t>& offset =
-          problem.rows() >= problem.columns() ? problem.row_offset : problem.column_offset;
-      double products = 0;
-      for (size_t i = 0; i + 1 < offset.size(); ++i) {
-        const double length = static_cast<double>(offset[i + 1] - offset[i]);
-        products += length * (length + 1) / 2 + 2 * length;
-      }
-      return 2 * entries + 0.7 * products + narrow * narrow + steps * 0.2 * narrow * narrow;
-    }
+      return 1.5 * entries + narrow * narrow * (0.1 + tall / 64 * 0.03) +
+             steps * 0.08 * narrow * narrow;
+    case Method::sparse_gram:
+      return entries * (3 + (narrow + 64) * 0.025) + steps * 0.12 * narrow * narrow;
     case Method::matrix_free:
       return 2 * entries + (complete ? std::numeric_limits<double>::infinity()
                                      : steps * (2.2 * entries + 2 * tall + 2 * narrow));
@@ -102,23 +94,24 @@ double rounding(const OwnedProblem& problem, Method method) {
     for (const double value : problem.row_value) {
       squares += value * value;
     }
+    for (const double value : problem.row_single) {
+      squares += value * value;
+    }
   }
   return kEpsilon * units * squares;
 }
 
 GramOperator make_gram(OwnedProblem& problem, Method method, GramScratch& scratch) {
   const int64_t narrow = std::min(problem.rows(), problem.columns());
+  const int64_t tall = std::max(problem.rows(), problem.columns());
+  const bool rows_are_narrow = problem.rows() <= problem.columns();
   switch (method) {
     case Method::bit_gram:
-      return GramOperator::from_bits(
-          problem.row_lists(),
-          problem.rows() <= problem.columns(),
-          narrow,
-          std::max(problem.rows(), problem.columns()),
-          scratch
-      );
+      return GramOperator::from_bits(problem.row_lists(), rows_are_narrow, narrow, tall, scratch);
     case Method::sparse_gram:
-      return GramOperator::from_lists(problem.tall_lists(), narrow, scratch);
+      return GramOperator::from_lists(
+          rows_are_narrow ? problem.row_lists() : problem.column_lists(), tall, scratch
+      );
     default:
       return GramOperator::matrix_free(problem.tall_lists(), narrow, scratch);
   }
@@ -134,42 +127,62 @@ void golub_kahan(
     OwnedProblem& problem, int64_t k, double tol, GramScratch& scratch, double* sigma, double* bound
 ) {
   const Sizes sizes(problem.rows(), problem.columns(), k);
-  std::vector<double>& workspace = scratch.golub_kahan;
-  if (static_cast<int64_t>(workspace.size()) < sizes.workspace()) {
-    workspace.resize(sizes.workspace());
-  }
   SerialTeam team;
+  problem.widen();
   const Problem view(problem.row_lists(), problem.column_lists());
-  BlockLanczos<SerialTeam> lanczos(team, view, sizes, workspace.data());
+  BlockLanczos<SerialTeam> lanczos(team, view, sizes, room(scratch.golub_kahan, sizes.workspace()));
   lanczos.run(tol, sigma, bound);
 }
 
 }  // namespace
 
 Lists OwnedProblem::row_lists() const {
-  return {rows(), row_offset.data(), column.data(), weighted() ? row_value.data() : nullptr};
+  return {
+      rows(),
+      row_offset.data(),
+      column.data(),
+      row_value.empty() ? nullptr : row_value.data(),
+      row_single.empty() ? nullptr : row_single.data()
+  };
 }
 
 Lists OwnedProblem::column_lists() {
   if (row.size() != column.size()) {
     transpose();
   }
-  return {columns(), column_offset.data(), row.data(), weighted() ? column_value.data() : nullptr};
+  return {
+      columns(),
+      column_offset.data(),
+      row.data(),
+      column_value.empty() ? nullptr : column_value.data(),
+      column_single.empty() ? nullptr : column_single.data()
+  };
 }
 
 void OwnedProblem::transpose() {
   row.resize(column.size());
   column_value.resize(row_value.size());
+  column_single.resize(row_single.size());
   std::vector<int64_t> next(column_offset.begin(), column_offset.end() - 1);
   for (int64_t r = 0; r < rows(); ++r) {
     for (int64_t p = row_offset[r]; p < row_offset[r + 1]; ++p) {
       const int64_t at = next[column[p]]++;
       row[at] = static_cast<int32_t>(r);
-      if (weighted()) {
+      if (!row_value.empty()) {
         column_value[at] = row_value[p];
+      }
+      if (!row_single.empty()) {
+        column_single[at] = row_single[p];
       }
     }
   }
+}
+
+void OwnedProblem::widen() {
+  row_value.insert(row_value.end(), row_single.begin(), row_single.end());
+  column_value.insert(column_value.end(), column_single.begin(), column_single.end());
+  row_single = {};
+  column_single = {};
 }
 
 void solve(

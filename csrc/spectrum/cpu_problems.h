@@ -1,42 +1,44 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 #include <vector>
 
 #include "common/csr.h"
 #include "spectrum/gram_lanczos.h"
+#include "spectrum/method.h"
 #include "spectrum/problem.h"
 
 namespace fullspectrum::spectrum {
 
-// How a problem is solved; the numbers are the operators' argument `method`. The three that work
-// with the Gram matrix give a problem back to golub_kahan where squaring costs too much accuracy,
-// where more than two values of more than 64 are wanted, and where entries are stored twice.
-enum class Method : int64_t {
-  automatic = 0,    // the cheapest of the others, by a model of their cost
-  golub_kahan = 1,  // block Golub-Kahan-Lanczos on the matrix itself
-  bit_gram = 2,     // the Gram matrix counted from rows of bits; with weights as sparse_gram
-  sparse_gram = 3,  // the Gram matrix as a sum of outer products
-  matrix_free = 4,  // two sparse products a step
-};
-constexpr int64_t kMethods = 5;
-
-// A problem with its own memory.
+// A problem with its own memory. Weights of single precision or less stay in single precision.
 struct OwnedProblem {
   std::vector<int64_t> row_offset{0};     // [live rows + 1]
   std::vector<int32_t> column;            // [nnz]
-  std::vector<double> row_value;          // [nnz], or empty where all are one
+  std::vector<double> row_value;          // [nnz], or empty where all are one, or
+  std::vector<float> row_single;          // the same
   std::vector<int64_t> column_offset{0};  // [live columns + 1]
   std::vector<int32_t> row;               // [nnz] once transpose() has run
   std::vector<double> column_value;
+  std::vector<float> column_single;
   bool distinct = true;  // whether the columns of every row rise
 
   int64_t rows() const { return static_cast<int64_t>(row_offset.size()) - 1; }
   int64_t columns() const { return static_cast<int64_t>(column_offset.size()) - 1; }
   int64_t nnz() const { return static_cast<int64_t>(column.size()); }
-  bool weighted() const { return !row_value.empty(); }
+  bool weighted() const { return !row_value.empty() || !row_single.empty(); }
   Lists row_lists() const;
   Lists column_lists();
+  // The weights of the rows' entries, in the precision that holds numbers of type value_t.
+  template <typename value_t>
+  auto& weights() {
+    if constexpr (std::is_same_v<value_t, double>) {
+      return row_value;
+    } else {
+      return row_single;
+    }
+  }
+  void widen();  // weights of single precision become doubles
   Lists tall_lists() { return rows() >= columns() ? row_lists() : column_lists(); }
 
  private:
@@ -50,10 +52,7 @@ OwnedProblem whole_matrix(const CsrView<index_t>& csr, const value_t* values) {
   std::vector<int64_t> entries(csr.cols, 0);
   problem.column.assign(csr.col_indices, csr.col_indices + csr.nnz);
   if (values) {
-    problem.row_value.resize(csr.nnz);
-    for (int64_t p = 0; p < csr.nnz; ++p) {
-      problem.row_value[p] = static_cast<double>(values[p]);
-    }
+    problem.weights<value_t>().assign(values, values + csr.nnz);
   }
   for (int64_t row = 0; row < csr.rows; ++row) {
     const int64_t end = csr.crow_indices[row + 1];
@@ -108,14 +107,16 @@ std::vector<OwnedProblem> split_columns(
     }
   }
   std::vector<int32_t*> next_column(groups);
-  std::vector<double*> next_value(groups);
+  using weight_t = std::conditional_t<std::is_same_v<value_t, double>, double, float>;
+  std::vector<weight_t*> next_value(groups);
   std::vector<int64_t> used(groups, 0);
   for (int64_t group = 0; group < groups; ++group) {
     OwnedProblem& problem = problems[group];
     problem.column.resize(problem.column_offset.back());
-    problem.row_value.resize(values ? problem.column_offset.back() : 0);
+    std::vector<weight_t>& weights = problem.weights<value_t>();
+    weights.resize(values ? problem.column_offset.back() : 0);
     next_column[group] = problem.column.data();
-    next_value[group] = problem.row_value.data();
+    next_value[group] = weights.data();
     problem.row_offset.clear();
   }
   std::vector<int64_t> last_row(groups, -1);
@@ -136,7 +137,7 @@ std::vector<OwnedProblem> split_columns(
       }
       next_column[group][used[group]] = local[col];
       if (values) {
-        next_value[group][used[group]] = static_cast<double>(values[p]);
+        next_value[group][used[group]] = static_cast<weight_t>(values[p]);
       }
       ++used[group];
     }

@@ -1,60 +1,10 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
 
-#include "spectrum/gram_kernels.h"
-#include "spectrum/problem.h"
+#include "spectrum/gram_operator.h"
 
 namespace fullspectrum::spectrum {
-
-// Memory to use again from problem to problem.
-struct GramScratch {
-  std::vector<uint64_t> bits;
-  std::vector<float> counts;
-  std::vector<double> sums;
-  std::vector<double> pairs;
-  std::vector<double> basis;
-  std::vector<double> coordinates;
-  std::vector<double> dense;
-  std::vector<double> small;
-  std::vector<double> golub_kahan;
-};
-
-// The kernels for the instruction set in use.
-const GramKernels& gram_kernels();
-
-// G = A^T A for the shorter side of a problem: dense, or as two sparse products. Its eigenvalues
-// are the squares of the singular values of A.
-class GramOperator {
- public:
-  // G counted exactly, from one row of bits a node of the shorter side. All entries are one and no
-  // entry is stored twice. `lists` are one side's, `of_narrow` says which.
-  static GramOperator from_bits(
-      const Lists& lists, bool of_narrow, int64_t size, int64_t length, GramScratch& scratch
-  );
-  // G as the sum of the outer products of the longer side's lists, whose indices rise.
-  static GramOperator from_lists(const Lists& tall, int64_t size, GramScratch& scratch);
-  // G as two sparse products.
-  static GramOperator matrix_free(const Lists& tall, int64_t size, GramScratch& scratch);
-
-  int64_t size() const { return size_; }
-  int64_t stride() const { return stride_; }
-  // y = G x for one or two vectors, both [width, stride]; the padding of y becomes zero.
-  void multiply(const double* x, int64_t width, double* y) const;
-  // G as doubles, [size, stride].
-  void to_dense(double* h) const;
-
- private:
-  GramOperator(int64_t size, GramScratch& scratch);
-
-  int64_t size_;
-  int64_t stride_;
-  GramScratch* scratch_;
-  const float* counts_ = nullptr;  // [size, stride], or
-  const double* sums_ = nullptr;   // [size, stride], or neither
-  Lists tall_{};
-};
 
 // The leading singular values of A by block Lanczos iteration on its Gram matrix with full
 // reorthogonalisation (Golub, Underwood: The block Lanczos method for computing eigenvalues, 1977).
@@ -87,8 +37,6 @@ class GramLanczos {
   void project_out(int64_t from, int64_t to, double* block, int64_t width, double* coordinates);
   bool nearly_coincide(int64_t k) const;
   double log_excess(int64_t k, double tol) const;
-  void diagonalise(int64_t count, int64_t stride, int64_t k);
-  void find_eigenvector(int64_t i, const double* diagonal, const double* off, int64_t count);
   double norm(const double* x) const;
   double* vector(int64_t i) { return basis_ + i * stride_; }
 
@@ -98,14 +46,14 @@ class GramLanczos {
   const int64_t size_;
   const int64_t stride_;
   GramScratch& scratch_;
-  int64_t capacity_ = 0;         // vectors in the basis
-  int64_t row_ = 0;              // length of a set of coordinates, padded
-  double* basis_ = nullptr;      // [capacity + 2, stride]
-  double* projected_ = nullptr;  // V^T G V, lower triangle, [capacity + 2, row]
-  double* border_ = nullptr;     // coordinates of the last images along the pending vectors, [2, 2]
-  double* h_ = nullptr;          // [capacity, row]
-  double* theta_ = nullptr;      // [k + 1]
-  double* ritz_ = nullptr;       // eigenvectors of the projected matrix, [k, row]
+  int64_t capacity_ = 0;     // vectors in the basis
+  int64_t row_ = 0;          // length of a set of coordinates, padded
+  double* basis_ = nullptr;  // [capacity + 2, stride]
+  double* band_ = nullptr;   // V^T G V [i, i - d] for d <= 2: the rest is zero, [capacity + 2, 3]
+  double* coordinates_ = nullptr;  // of the last images along the basis, [2, row]
+  double* border_ = nullptr;       // of these, those along the pending vectors, [2, 2]
+  double* theta_ = nullptr;        // [k + 1]
+  double* ritz_ = nullptr;         // eigenvectors of the projected matrix, [k, row]
   double* work_ = nullptr;
   int64_t computed_ = 0;    // vectors whose images are in the projected matrix
   int64_t pending_ = 0;     // vectors that follow

@@ -16,10 +16,11 @@ namespace fullspectrum::spectrum {
 
 // One side of a bipartite graph: for each of its nodes, the neighbours on the other side.
 struct Lists {
-  int64_t size;           // nodes
-  const int64_t* offset;  // [size + 1]
-  const int32_t* index;   // neighbours, from offset[0] on
-  const double* value;    // their weights, or null where all are one
+  int64_t size;                   // nodes
+  const int64_t* offset;          // [size + 1]
+  const int32_t* index;           // neighbours, from offset[0] on
+  const double* value;            // their weights, or null where all are one or kept in `single`
+  const float* single = nullptr;  // the weights in single precision, or null; on the CPU only
 };
 
 // A matrix B without its zero rows and columns, or its transpose: whichever is at least as tall as

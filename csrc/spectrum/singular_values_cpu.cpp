@@ -145,7 +145,11 @@ std::tuple<Tensor, Tensor> solve_all(
   const int64_t count = static_cast<int64_t>(problems.size());
   const std::vector<int64_t> order =
       largest_first(count, [&](int64_t i) { return problems[i]->nnz(); });
-  parallel_jobs(count, [&](int64_t job) { solve(*problems[order[job]], at[order[job]]); });
+  parallel_jobs(count, [&](int64_t job) {
+    OwnedProblem& problem = *problems[order[job]];
+    solve(problem, at[order[job]]);
+    problem = {};  // its memory is free for the others
+  });
   return {sigma, bound};
 }
 

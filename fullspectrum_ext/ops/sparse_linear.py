@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from fullspectrum_ext import _checks
+from fullspectrum_ext.ops._arguments import check_operands, register_autocast, transpose_fields
 from fullspectrum_ext.ops.csr import CsrTranspose, csr_transpose
 
 _OPERATORS = torch.ops.fullspectrum
@@ -64,27 +65,7 @@ def sparse_linear(
         raise ValueError("x: expected at least one dimension, got a scalar")
     shape = (out_features, x.shape[-1])
     _checks.check_csr(crow_indices, col_indices, shape, values, validate=validate)
-    if bias is not None:
-        _checks.check_tensor("bias", bias)
-        _checks.check_values("bias", bias)
-        if bias.shape != (out_features,):
-            raise ValueError(
-                f"bias: expected shape ({out_features},), one for each of out_features, "
-                f"got {tuple(bias.shape)}"
-            )
-    if _autocasts(x.device.type):
-        # the dtypes will be made to agree, so only the devices are compared
-        _check_device("values", values, x)
-        if bias is not None:
-            _check_device("bias", bias, x)
-    else:
-        _checks.check_same("values", values, "x", x)
-        if bias is not None:
-            _checks.check_same("bias", bias, "x", x)
-    ccol_indices = row_indices = permutation = None
-    if transpose is not None:
-        _check_transpose(transpose, col_indices, x.shape[-1])
-        ccol_indices, row_indices, permutation = transpose
+    check_operands(x, values, bias, "out_features", out_features)
     return _OPERATORS.sparse_linear.default(
         x,
         values,
@@ -92,32 +73,8 @@ def sparse_linear(
         col_indices,
         out_features,
         bias,
-        ccol_indices,
-        row_indices,
-        permutation,
+        *transpose_fields(transpose, col_indices, x.shape[-1]),
     )
-
-
-def _autocasts(device_type: str) -> bool:
-    # some devices (meta) know no autocast, and asking for its state is an error there
-    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
-
-
-def _check_device(name: str, tensor: Tensor, x: Tensor) -> None:
-    if tensor.device != x.device:
-        raise ValueError(f"{name} is on {tensor.device} but x is on {x.device}")
-
-
-def _check_transpose(transpose: CsrTranspose, col_indices: Tensor, cols: int) -> None:
-    ccol_indices, row_indices, permutation = transpose
-    nnz = col_indices.shape[0]
-    lengths = (ccol_indices.shape[0], row_indices.shape[0], permutation.shape[0])
-    if lengths != (cols + 1, nnz, nnz):
-        raise ValueError(
-            f"transpose: expected the csr_transpose of a matrix with {cols} columns and {nnz} "
-            f"entries, of lengths {(cols + 1, nnz, nnz)}, got {lengths}"
-        )
-    _checks.check_same("transpose", row_indices, "col_indices", col_indices)
 
 
 # ---- shapes ------------------------------------------------------------------------------------
@@ -138,117 +95,136 @@ def _fake_sparse_linear(
     return x.new_empty((*x.shape[:-1], out_features))
 
 
-@torch.library.register_fake("fullspectrum::sparse_linear_grad_values")
-def _fake_grad_values(
+@torch.library.register_fake("fullspectrum::sparse_linear_backward")
+def _fake_backward(
     grad: Tensor,
-    x: Tensor,
+    x: Tensor | None,
+    values: Tensor | None,
     crow_indices: Tensor,
     col_indices: Tensor,
+    in_features: int,
     ccol_indices: Tensor | None = None,
     row_indices: Tensor | None = None,
     permutation: Tensor | None = None,
-) -> Tensor:
-    return x.new_empty((col_indices.shape[0],))
+) -> tuple[Tensor, Tensor]:
+    return (
+        grad.new_empty((*grad.shape[:-1], 0 if values is None else in_features)),
+        grad.new_empty((0 if x is None else col_indices.shape[0],)),
+    )
 
 
 # ---- derivatives -------------------------------------------------------------------------------
 #
-# With D = dL/dy, of y = x W^T + b:   dL/dx = D W,   dL/dv = D^T x at the stored positions.
-# The first is the same operator on the transposed matrix. The second, s(D, x), is linear in D and
-# in x, so for a gradient u of s:    d<u, s>/dD = x U^T,   d<u, s>/dx = D U,   with U = u in W's
-# place: the same two operators again.
+# With D = dL/dy, of y = x W^T + b:   dL/dx = D W,   dL/dv = s(D, x), which is D^T x at the stored
+# positions. One operator gives both. They are linear in D, in x and in v, so for gradients u of
+# the first and t of the second, with T = t in W's place:
+#   in D:   u W^T + x T^T,   in x:   D T,   in v:   s(D, u):   the same two operators again.
+#
+# torch.library.register_autograd would do for this what is below, but looks up the schema at each
+# call, which takes longer than a small layer.
 
 
-def _multiply_by_transpose(
-    grad: Tensor, values: Tensor, index: tuple[Tensor, ...], in_features: int
-) -> Tensor:
-    """Return grad W for W with ``values``; ``index`` holds W's and its transpose's fields."""
-    crow_indices, col_indices, *transposed = index
-    ccol_indices, row_indices, permutation = (
-        transposed
-        if transposed[0] is not None
-        else csr_transpose(crow_indices, col_indices, in_features)
-    )
-    return _OPERATORS.sparse_linear.default(
-        grad, values.index_select(0, permutation), ccol_indices, row_indices, in_features
-    )
+def _backward(
+    grad: Tensor,
+    x: Tensor | None,
+    values: Tensor | None,
+    in_features: int,
+    crow_indices: Tensor,
+    col_indices: Tensor,
+    *transpose: Tensor | None,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return D W wherever ``values`` are given, and s(D, x) wherever ``x`` is."""
+    if x is None and values is None:
+        return None, None
+    if values is not None and transpose[0] is None:
+        transpose = csr_transpose(crow_indices, col_indices, in_features)
+    arguments = (grad, x, values, crow_indices, col_indices, in_features, *transpose)
+    if torch.is_grad_enabled():
+        grad_x, grad_values = _OPERATORS.sparse_linear_backward.default(*arguments)
+    else:  # straight to the kernel, past the Python that would find nothing to differentiate
+        with torch._C._AutoDispatchBelowAutograd():
+            grad_x, grad_values = _OPERATORS.sparse_linear_backward.default(*arguments)
+    return None if values is None else grad_x, None if x is None else grad_values
 
 
-def _setup_sparse_linear(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    x, values, crow_indices, col_indices, _, _, *transposed = inputs
-    need_x, need_values = ctx.needs_input_grad[:2]
-    ctx.save_for_backward(
-        x if need_values else None,
-        values if need_x else None,
-        crow_indices,
-        col_indices,
-        *transposed,
-    )
-    ctx.in_features = x.shape[-1]
+def _redispatch(op, keyset, *args):  # type: ignore[no-untyped-def]
+    with torch._C._AutoDispatchBelowAutograd():
+        return op.redispatch(keyset & torch._C._after_autograd_keyset, *args)
 
 
-def _backward_sparse_linear(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
-    x, values, *index = ctx.saved_tensors
-    need_x, need_values, _, _, _, *need_bias = ctx.needs_input_grad
-    grad_x = grad_values = grad_bias = None
-    if need_x:
-        grad_x = _multiply_by_transpose(grad, values, index, ctx.in_features)
-    if need_values:
-        grad_values = _OPERATORS.sparse_linear_grad_values.default(grad, x, *index)
-    if any(need_bias):  # empty where no bias was given: the dispatcher drops default arguments
-        grad_bias = grad.sum(dim=list(range(grad.dim() - 1))) if grad.dim() > 1 else grad
-    return grad_x, grad_values, None, None, None, grad_bias, None, None, None
-
-
-def _setup_grad_values(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    grad, x, *index = inputs
-    ctx.save_for_backward(grad, x, *index)
-
-
-def _backward_grad_values(ctx, upstream: Tensor):  # type: ignore[no-untyped-def]
-    grad, x, *index = ctx.saved_tensors
-    need_grad, need_x = ctx.needs_input_grad[:2]
-    grad_grad = grad_x = None
-    if need_grad:
-        crow_indices, col_indices, *transposed = index
-        grad_grad = _OPERATORS.sparse_linear.default(
-            x, upstream, crow_indices, col_indices, grad.shape[-1], None, *transposed
+class _SparseLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, keyset, *args):  # type: ignore[no-untyped-def]
+        x, values, crow_indices, col_indices, _, _, *transposed = args
+        need_x, need_values = ctx.needs_input_grad[1:3]
+        ctx.save_for_backward(
+            x if need_values else None,
+            values if need_x else None,
+            crow_indices,
+            col_indices,
+            *transposed,
         )
-    if need_x:
-        grad_x = _multiply_by_transpose(grad, upstream, index, x.shape[-1])
-    return grad_grad, grad_x, None, None, None, None, None
+        ctx.in_features = x.shape[-1]
+        return _redispatch(_OPERATORS.sparse_linear.default, keyset, *args)
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        x, values, *index = ctx.saved_tensors
+        grad_x, grad_values = _backward(grad, x, values, ctx.in_features, *index)
+        grad_bias = None
+        if ctx.needs_input_grad[6]:
+            grad_bias = grad.sum(dim=list(range(grad.dim() - 1))) if grad.dim() > 1 else grad
+        return None, grad_x, grad_values, None, None, None, grad_bias, None, None, None
 
 
-torch.library.register_autograd(
-    "fullspectrum::sparse_linear", _backward_sparse_linear, setup_context=_setup_sparse_linear
-)
-torch.library.register_autograd(
-    "fullspectrum::sparse_linear_grad_values",
-    _backward_grad_values,
-    setup_context=_setup_grad_values,
-)
+class _SparseLinearBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, keyset, *args):  # type: ignore[no-untyped-def]
+        grad, x, values, crow_indices, col_indices, in_features, *transposed = args
+        ctx.save_for_backward(grad, x, values, crow_indices, col_indices, *transposed)
+        ctx.in_features = in_features
+        return _redispatch(_OPERATORS.sparse_linear_backward.default, keyset, *args)
+
+    @staticmethod
+    def backward(ctx, of_x, of_values):  # type: ignore[no-untyped-def]
+        grad, x, values, *index = ctx.saved_tensors
+        need_grad, need_x, need_values = ctx.needs_input_grad[1:4]
+        grad_grad = None
+        if need_grad:
+            pairs = ((of_x, values), (x, of_values))
+            products = [
+                _OPERATORS.sparse_linear.default(
+                    left, right, *index[:2], grad.shape[-1], None, *index[2:]
+                )
+                for left, right in pairs
+                if left is not None and right is not None
+            ]
+            grad_grad = sum(products[1:], start=products[0])
+        grad_x, grad_values = _backward(
+            grad,
+            of_x if need_values else None,
+            of_values if need_x else None,
+            ctx.in_features,
+            *index,
+        )
+        return None, grad_grad, grad_x, grad_values, None, None, None, None, None, None
 
 
-# ---- autocast ----------------------------------------------------------------------------------
+def _register_autograd(name: str, function: type[torch.autograd.Function], arguments: int) -> None:
+    op = getattr(_OPERATORS, name).default
+
+    def kernel(keyset, *args):  # type: ignore[no-untyped-def]
+        args += (None,) * (arguments - len(args))  # the dispatcher drops default arguments
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
+            return function.apply(keyset, *args)
+        return _redispatch(op, keyset, *args)
+
+    _LIBRARY.impl(name, kernel, "Autograd", with_keyset=True)
 
 
-def _register_autocast(library: torch.library.Library, device_type: str, key: str) -> None:
-    # torch.library.register_autocast fixes one dtype; this follows the one that is active.
-    def cast(tensor: Tensor | None) -> Tensor | None:
-        if tensor is None or not tensor.is_floating_point() or tensor.dtype == torch.float64:
-            return tensor
-        return tensor.to(torch.get_autocast_dtype(device_type))
-
-    def kernel(x, values, crow_indices, col_indices, out_features, bias=None, *transposed):  # type: ignore[no-untyped-def]
-        x, values, bias = cast(x), cast(values), cast(bias)
-        with torch.autocast(device_type, enabled=False):
-            return _OPERATORS.sparse_linear.default(
-                x, values, crow_indices, col_indices, out_features, bias, *transposed
-            )
-
-    library.impl("sparse_linear", kernel, key)
+_LIBRARY = torch.library.Library("fullspectrum", "IMPL")
+_register_autograd("sparse_linear", _SparseLinear, 9)
+_register_autograd("sparse_linear_backward", _SparseLinearBackward, 9)
 
 
-_AUTOCAST = torch.library.Library("fullspectrum", "IMPL")
-_register_autocast(_AUTOCAST, "cpu", "AutocastCPU")
-_register_autocast(_AUTOCAST, "cuda", "AutocastCUDA")
+register_autocast("sparse_linear")

@@ -12,7 +12,7 @@ from fullspectrum_ext import ops
 from fullspectrum_ext.reference import masked_matmul as reference
 
 OP = torch.ops.fullspectrum.sparse_linear.default
-GRAD_OP = torch.ops.fullspectrum.sparse_linear_grad_values.default
+BACKWARD_OP = torch.ops.fullspectrum.sparse_linear_backward.default
 
 # Empty, one, prime, just above a warp, a panel and a row block; one batch row, and no tile divides.
 SIZES = [
@@ -38,6 +38,20 @@ def case(rows, cols, batch, density, dtype=torch.float64, device="cpu", index=to
     return x, values, crow_indices, col_indices, bias, grad
 
 
+def gradients(grad, x, values, crow_indices, col_indices):
+    """The gradients for x and for the values, found at once, and each found alone."""
+    transpose = ops.csr_transpose(crow_indices, col_indices, x.shape[-1])
+    index = (crow_indices, col_indices, x.shape[-1], *transpose)
+    alone = (BACKWARD_OP(grad, None, values, *index)[0], BACKWARD_OP(grad, x, None, *index)[1])
+    return BACKWARD_OP(grad, x, values, *index), alone
+
+
+def assert_gradients(grad, x, values, crow_indices, col_indices, **tolerance):
+    expected = reference.sparse_linear_backward(grad, x, values, crow_indices, col_indices)
+    for found in gradients(grad, x, values, crow_indices, col_indices):
+        torch.testing.assert_close(found, expected, **tolerance)
+
+
 # ---- values --------------------------------------------------------------------------------------
 
 
@@ -54,13 +68,16 @@ def test_a_product_worked_by_hand(device):
     assert y.tolist() == [[3.0, 0.5, 209.0], [6.0, 0.5, 539.0]]
 
 
-def test_a_gradient_worked_by_hand(device):
+def test_gradients_worked_by_hand(device):
     crow_indices = torch.tensor([0, 1, 1, 3], device=device)
     col_indices = torch.tensor([2, 0, 1], device=device)
+    values = torch.tensor([1.0, 10.0, 100.0], device=device)
     x = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]], device=device)
     grad = torch.tensor([[1.0, 7.0, 10.0], [1.0, 7.0, 100.0]], device=device)
 
-    assert GRAD_OP(grad, x, crow_indices, col_indices).tolist() == [9.0, 410.0, 520.0]
+    for grad_x, grad_values in gradients(grad, x, values, crow_indices, col_indices):
+        assert grad_x.tolist() == [[100.0, 1000.0, 1.0], [1000.0, 10000.0, 1.0]]
+        assert grad_values.tolist() == [9.0, 410.0, 520.0]
 
 
 @pytest.mark.parametrize("size", SIZES, ids=IDS)
@@ -69,12 +86,10 @@ def test_float64_agrees_with_the_reference(size, index, device):
     x, values, crow_indices, col_indices, bias, grad = case(*size, device=device, index=index)
 
     y = ops.sparse_linear(x, values, crow_indices, col_indices, size[0], bias)
-    sampled = GRAD_OP(grad, x, crow_indices, col_indices)
 
     expected = reference.sparse_linear(x, values, crow_indices, col_indices, size[0], bias)
     torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-12)
-    expected = reference.sparse_linear_grad_values(grad, x, crow_indices, col_indices)
-    torch.testing.assert_close(sampled, expected, rtol=1e-12, atol=1e-12)
+    assert_gradients(grad, x, values, crow_indices, col_indices, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("size", SIZES, ids=IDS)
@@ -84,15 +99,17 @@ def test_lower_precision_is_as_near_to_the_float64_reference_as_torch(size, dtyp
     index = (crow_indices, col_indices)
 
     y = ops.sparse_linear(x, values, *index, size[0], bias)
-    sampled = GRAD_OP(grad, x, *index)
 
-    assert y.dtype == sampled.dtype == dtype
+    assert y.dtype == dtype
     exact = reference.sparse_linear(x.double(), values.double(), *index, size[0], bias.double())
     torchs = reference.sparse_linear(x, values, *index, size[0], bias)
     assert_no_worse(y, torchs, exact, dtype)
-    exact = reference.sparse_linear_grad_values(grad.double(), x.double(), *index)
-    torchs = reference.sparse_linear_grad_values(grad, x, *index)
-    assert_no_worse(sampled, torchs, exact, dtype)
+    exact = reference.sparse_linear_backward(grad.double(), x.double(), values.double(), *index)
+    torchs = reference.sparse_linear_backward(grad, x, values, *index)
+    for found in gradients(grad, x, values, *index):
+        for of_ours, of_torchs, of_exact in zip(found, torchs, exact, strict=True):
+            assert of_ours.dtype == dtype
+            assert_no_worse(of_ours, of_torchs, of_exact, dtype)
 
 
 def assert_no_worse(ours, torchs, exact, dtype):
@@ -117,13 +134,11 @@ def test_any_shape_agrees_with_the_reference(rows, cols, batch, density, dtype):
     x, values, crow_indices, col_indices, bias, grad = case(rows, cols, (batch,), density, dtype)
 
     y = ops.sparse_linear(x, values, crow_indices, col_indices, rows, bias)
-    sampled = GRAD_OP(grad, x, crow_indices, col_indices)
 
     tolerance = {"rtol": 0, "atol": 1e-10 if dtype == torch.float64 else 1e-3}
     expected = reference.sparse_linear(x, values, crow_indices, col_indices, rows, bias)
     torch.testing.assert_close(y, expected, **tolerance)
-    expected = reference.sparse_linear_grad_values(grad, x, crow_indices, col_indices)
-    torch.testing.assert_close(sampled, expected, **tolerance)
+    assert_gradients(grad, x, values, crow_indices, col_indices, **tolerance)
 
 
 def test_inputs_need_not_be_contiguous(device):
@@ -133,10 +148,11 @@ def test_inputs_need_not_be_contiguous(device):
     strided_bias = bias.repeat_interleave(3)[::3]
 
     y = ops.sparse_linear(strided_x, strided_values, crow_indices, col_indices, 9, strided_bias)
-    sampled = GRAD_OP(strided_grad, strided_x, crow_indices, col_indices)
+    found = gradients(strided_grad, strided_x, strided_values, crow_indices, col_indices)
 
     assert torch.equal(y, ops.sparse_linear(x, values, crow_indices, col_indices, 9, bias))
-    assert torch.equal(sampled, GRAD_OP(grad.repeat(2, 1)[::2], x, crow_indices, col_indices))
+    expected = gradients(strided_grad.contiguous(), x, values, crow_indices, col_indices)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
@@ -147,18 +163,18 @@ def test_the_work_of_any_number_of_threads_gives_the_reference(threads, batch):
     torch.set_num_threads(threads)
     try:
         y = ops.sparse_linear(x, values, crow_indices, col_indices, 150, bias)
-        sampled = GRAD_OP(grad, x, crow_indices, col_indices)
+        found = gradients(grad, x, values, crow_indices, col_indices)
         again = ops.sparse_linear(x, values, crow_indices, col_indices, 150, bias)
-        sampled_again = GRAD_OP(grad, x, crow_indices, col_indices)
+        found_again = gradients(grad, x, values, crow_indices, col_indices)
     finally:
         torch.set_num_threads(before)
 
     assert torch.equal(y, again)
-    assert torch.equal(sampled, sampled_again)
+    torch.testing.assert_close(found, found_again, rtol=0, atol=0)
     expected = reference.sparse_linear(x, values, crow_indices, col_indices, 150, bias)
     torch.testing.assert_close(y, expected, rtol=0, atol=1e-12)
-    expected = reference.sparse_linear_grad_values(grad, x, crow_indices, col_indices)
-    torch.testing.assert_close(sampled, expected, rtol=0, atol=1e-11)
+    expected = reference.sparse_linear_backward(grad, x, values, crow_indices, col_indices)
+    torch.testing.assert_close(found, (expected, expected), rtol=0, atol=1e-11)
 
 
 def test_one_long_row_among_empty_ones(device):
@@ -170,11 +186,10 @@ def test_one_long_row_among_empty_ones(device):
     grad = torch.randn(70, 200, dtype=torch.float64, device=device)
 
     y = ops.sparse_linear(x, index[2], *index[:2], 200)
-    sampled = GRAD_OP(grad, x, *index[:2])
 
     expected = reference.sparse_linear(x, index[2], *index[:2], 200)
     torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(sampled, grad[:, 77] @ x, rtol=1e-12, atol=1e-12)
+    assert_gradients(grad, x, index[2], *index[:2], rtol=1e-12, atol=1e-12)
 
 
 def test_results_do_not_depend_on_rows_beside_them():
@@ -212,14 +227,26 @@ def test_first_and_second_derivatives(batch, transposed, device):
         assert torch.autograd.gradgradcheck(layer, (x, values, bias))
 
 
-def test_derivatives_of_the_gradient_operator(device):
-    x, _, crow_indices, col_indices, _, grad, transpose = differentiable(device)
+def test_derivatives_of_the_gradients(device):
+    x, values, crow_indices, col_indices, _, grad, transpose = differentiable(device)
+    index = (crow_indices, col_indices, 7, *transpose)
 
-    def sampled(grad, x):
-        return GRAD_OP(grad, x, crow_indices, col_indices, *transpose)
+    def both(grad, x, values):
+        return BACKWARD_OP(grad, x, values, *index)
 
-    assert torch.autograd.gradcheck(sampled, (grad, x))
-    assert torch.autograd.gradgradcheck(sampled, (grad, x))
+    def for_x(grad, values):
+        return BACKWARD_OP(grad, None, values, *index)[0]
+
+    def for_values(grad, x):
+        return BACKWARD_OP(grad, x, None, *index)[1]
+
+    for function, inputs in (
+        (both, (grad, x, values)),
+        (for_x, (grad, values)),
+        (for_values, (grad, x)),
+    ):
+        assert torch.autograd.gradcheck(function, inputs)
+        assert torch.autograd.gradgradcheck(function, inputs)
 
 
 def test_only_the_gradients_asked_for_are_computed(device):
@@ -243,8 +270,10 @@ def test_the_operators_are_registered_as_torch_wants_them(device):
 
     torch.library.opcheck(OP, (x, values, crow_indices, col_indices, 5, bias))
     torch.library.opcheck(OP, (x, values, crow_indices, col_indices, 5, None, *transpose))
-    torch.library.opcheck(GRAD_OP, (grad, x, crow_indices, col_indices))
-    torch.library.opcheck(GRAD_OP, (grad, x, crow_indices, col_indices, *transpose))
+    index = (crow_indices, col_indices, 7, *transpose)
+    torch.library.opcheck(BACKWARD_OP, (grad, x, values, *index))
+    torch.library.opcheck(BACKWARD_OP, (grad, None, values, *index))
+    torch.library.opcheck(BACKWARD_OP, (grad, x, None, crow_indices, col_indices, 7))
 
 
 def test_a_compiled_function_gives_the_same_gradients(device):
@@ -371,11 +400,30 @@ def test_wrong_indices_are_refused(field, at, value, validated, native):
     if native is not None:  # the CPU kernels refuse what would read foreign memory in any case
         with pytest.raises(RuntimeError, match=native):
             ops.sparse_linear(**arguments)
+        index = (arguments["crow_indices"], arguments["col_indices"], 6)
         with pytest.raises(RuntimeError, match=native):
-            GRAD_OP(
-                torch.ones(3, 4), arguments["x"], arguments["crow_indices"],
-                arguments["col_indices"],
-            )  # fmt: skip
+            BACKWARD_OP(torch.ones(3, 4), arguments["x"], None, *index)
+
+
+@pytest.mark.parametrize(
+    ("field", "at", "value", "message"),
+    [
+        (0, 1, 99, "ccol_indices must rise from 0 to nnz"),
+        (1, 2, 4, r"row_indices must lie in \[0, 4\), got 4"),
+        (1, 2, -1, r"row_indices must lie in \[0, 4\), got -1"),
+        (2, 2, 99, r"permutation must lie in \[0, nnz\)"),
+        (2, 2, -1, r"permutation must lie in \[0, nnz\)"),
+    ],
+)
+def test_a_wrong_transpose_is_refused(field, at, value, message):
+    arguments = good()
+    index = (arguments["crow_indices"], arguments["col_indices"])
+    transpose = list(ops.csr_transpose(*index, 6))
+    transpose[field] = broken(transpose[field], at, value)
+
+    for x in (arguments["x"], None):
+        with pytest.raises(RuntimeError, match=message):
+            BACKWARD_OP(torch.ones(3, 4), x, arguments["values"], *index, 6, *transpose)
 
 
 @pytest.mark.parametrize(
@@ -397,17 +445,36 @@ def test_the_operator_itself_refuses_bad_arguments(change, message, device):
 
 
 @pytest.mark.parametrize(
-    ("grad", "message"),
+    ("change", "message"),
     [
-        (torch.ones(3, 5), "the last dimension of grad must be the number of rows, 4, got 5"),
-        (torch.ones(2, 4), "grad and x must have the same leading dimensions"),
-        (torch.ones(3, 4).double(), "grad is Double but x is Float"),
+        ({"grad": torch.ones(3, 5)}, "the last dimension of grad must be the number of rows, 4"),
+        ({"grad": torch.ones(2, 4)}, "grad and x must have the same leading dimensions"),
+        ({"grad": torch.ones(3, 4).double()}, "grad is Double but x is Float"),
+        ({"x": torch.ones(3, 5)}, "the last dimension of x must be in_features = 6, got 5"),
+        ({"values": torch.ones(1)}, "values must be as long as col_indices"),
+        ({"values": None, "x": None, "grad": torch.ones(3, 4).int()}, "grad must be float32"),
+        ({"permutation": None}, "the gradient for x needs ccol_indices, row_indices and perm"),
+        ({"permutation": torch.zeros(1).int()}, "permutation must be of lengths in_features"),
+        ({"ccol_indices": torch.zeros(6).int()}, "must be of lengths in_features [+] 1 = 7"),
     ],
 )
-def test_the_gradient_operator_refuses_bad_arguments(grad, message, device):
-    arguments = [good()[name].to(device) for name in ("x", "crow_indices", "col_indices")]
+def test_the_backward_operator_refuses_bad_arguments(change, message, device):
+    arguments = good()
+    index = (arguments["crow_indices"], arguments["col_indices"])
+    names = ("ccol_indices", "row_indices", "permutation")
+    arguments = {
+        "grad": torch.ones(3, 4),
+        "x": arguments["x"],
+        "values": arguments["values"],
+        "crow_indices": index[0],
+        "col_indices": index[1],
+        "in_features": 6,
+        **dict(zip(names, ops.csr_transpose(*index, 6), strict=True)),
+        **change,
+    }
+    arguments = {k: v.to(device) if torch.is_tensor(v) else v for k, v in arguments.items()}
     with pytest.raises(RuntimeError, match=message):
-        GRAD_OP(grad.to(device), *arguments)
+        BACKWARD_OP(*arguments.values())
 
 
 # ---- instruction sets ----------------------------------------------------------------------------
@@ -418,24 +485,30 @@ from fullspectrum_ext import _core, ops
 from fullspectrum_ext.reference import masked_matmul as reference
 
 print(_core.active_isa())
-for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-4)):
+for dtype, tolerance in (
+    (torch.float64, 1e-12), (torch.float32, 1e-4), (torch.float16, 0.05), (torch.bfloat16, 0.3)
+):
     for batch in (1, 17, 40, 64, 150):
         torch.manual_seed(0)
-        weight = torch.randn(37, 53, dtype=dtype)
-        crow_indices, col_indices, values = ops.csr_from_dense(weight, torch.rand(37, 53) < 0.4)
-        x, grad = torch.randn(batch, 53, dtype=dtype), torch.randn(batch, 37, dtype=dtype)
+        weight = torch.randn(37, 453, dtype=dtype)
+        crow_indices, col_indices, values = ops.csr_from_dense(weight, torch.rand(37, 453) < 0.2)
+        x, grad = torch.randn(batch, 453, dtype=dtype), torch.randn(batch, 37, dtype=dtype)
         index = (crow_indices, col_indices)
-        for found, expected in (
-            (
-                ops.sparse_linear(x, values, *index, 37),
-                reference.sparse_linear(x, values, *index, 37),
-            ),
-            (
-                torch.ops.fullspectrum.sparse_linear_grad_values(grad, x, *index),
-                reference.sparse_linear_grad_values(grad, x, *index),
-            ),
+        transposed = (*index, 453, *ops.csr_transpose(*index, 453))
+        backward = torch.ops.fullspectrum.sparse_linear_backward
+        exact = reference.sparse_linear(x.double(), values.double(), *index, 37).to(dtype)
+        found = ops.sparse_linear(x, values, *index, 37)
+        torch.testing.assert_close(found, exact, rtol=tolerance, atol=tolerance)
+        exact = reference.sparse_linear_backward(
+            grad.double(), x.double(), values.double(), *index
+        )
+        for found in (
+            backward(grad, x, values, *transposed),
+            (backward(grad, None, values, *transposed)[0], backward(grad, x, None, *transposed)[1]),
         ):
-            torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+            for ours, wanted in zip(found, exact, strict=True):
+                wanted = wanted.to(dtype)
+                torch.testing.assert_close(ours, wanted, rtol=tolerance, atol=tolerance)
 """
 
 

@@ -74,7 +74,7 @@ def test_a_case_worked_by_hand(dtype, device):
 @pytest.mark.parametrize("share", [0.0, 0.003, 0.3, 0.97, 1.0])
 def test_all_cases_give_the_reference(kind, share, device):
     generator = torch.Generator().manual_seed(1)
-    shapes = [(7, 1), (0, 5), (5, 0), (61, 131), (1, 1), (3, 2500)]
+    shapes = [(7, 1), (0, 5), (5, 0), (31, 67), (1, 1), (3, 900)]
     scores = [drawn(kind, shape, generator).to(device) for shape in shapes]
     counts = [round(share * score.numel()) for score in scores]
     assert_masks(scores, counts)

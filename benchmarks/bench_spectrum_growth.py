@@ -1,0 +1,110 @@
+"""How the time for two singular values grows with the number of nonzeros.
+
+Random masks with 4096 rows (fewer where that leaves a row less than 16 entries) and float32 weights
+on them, from 10^4 to 10^8 entries, one call of `ops.singular_values` each. There are 4096 columns,
+then so many that half of the matrix is filled: up to 10^6 entries the matrix gets denser, beyond
+that longer, as layers of language models are. Reported are nanoseconds an entry and the exponent of
+the nonzeros in the fitted time, over all sizes and over those beyond the Gram matrices.
+
+    python benchmarks/bench_spectrum_growth.py                       # minutes: the largest is 10^8
+    python benchmarks/bench_spectrum_growth.py --exponents 8 --append
+"""
+
+import argparse
+import json
+import pathlib
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from measure import RESULTS, write_json
+
+from fullspectrum_ext import ops
+
+ROWS = 4096
+FEWEST_A_ROW = 16
+LARGEST_GRAM = 2048  # rows; see csrc/spectrum/cpu_problems.cpp
+
+
+def random_matrix(entries: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, tuple[int, int]]:
+    """Draw a mask in CSR form: each row has one entry in each of equal ranges of columns."""
+    rows = min(ROWS, entries // FEWEST_A_ROW)
+    in_row = round(entries / rows)
+    width = max(ROWS // in_row, 2)  # of a range
+    generator = torch.Generator().manual_seed(seed)
+    cols = torch.randint(width, (rows, in_row), generator=generator, dtype=torch.int32)
+    cols += torch.arange(in_row, dtype=torch.int32) * width
+    crow = torch.arange(0, rows * in_row + 1, in_row, dtype=torch.int32)
+    return crow, cols.flatten(), (rows, width * in_row)
+
+
+def measure(exponent: int, repeats: int) -> list[dict[str, Any]]:
+    """Time the mask and the weights of one size."""
+    crow, cols, shape = random_matrix(10**exponent, exponent)
+    weights = torch.rand(len(cols), generator=torch.Generator().manual_seed(exponent))
+    rows = []
+    for name, values in (("mask", None), ("weights", weights)):
+        seconds = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            found = ops.singular_values(crow, cols, values, shape)
+            seconds.append(time.perf_counter() - start)
+        median = statistics.median(seconds)
+        rows.append({
+            "matrix": name,
+            "nonzeros": len(cols),
+            "shape": shape,
+            "repeats": repeats,
+            "seconds": median,
+            "nanoseconds_per_nonzero": median * 1e9 / len(cols),
+            "relative_bound": float((found.bounds / found.values).max()),
+        })
+        print(f"{name:>8} {len(cols):>10} {median:10.4f} s {median * 1e9 / len(cols):9.1f} ns")
+    return rows
+
+
+def fitted_exponent(rows: Sequence[dict[str, Any]]) -> float | None:
+    """Fit seconds = c nonzeros^p and return p; None for fewer than two sizes."""
+    if len(rows) < 2:
+        return None
+    sizes = np.log([row["nonzeros"] for row in rows])
+    return round(float(np.polyfit(sizes, np.log([row["seconds"] for row in rows]), 1)[0]), 3)
+
+
+def main() -> None:
+    """Parse the command line, measure, and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--exponents", nargs="+", type=int, default=[4, 5, 6, 7, 8])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--append", action="store_true", help="keep other sizes' rows of the file")
+    parser.add_argument(
+        "--output", type=pathlib.Path, default=RESULTS / "cpu" / "spectrum_growth.json"
+    )
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    rows: list[dict[str, Any]] = []
+    for exponent in options.exponents:
+        rows += measure(exponent, options.repeats)
+    if options.append and options.output.exists():
+        sizes = {row["nonzeros"] for row in rows}
+        kept = json.loads(options.output.read_text())["rows"]
+        rows = [row for row in kept if row.get("nonzeros", 0) not in {0, *sizes}] + rows
+    rows.sort(key=lambda row: (row["matrix"], row["nonzeros"]))
+    fits = []
+    for name in ("mask", "weights"):
+        of_kind = [row for row in rows if row["matrix"] == name]
+        beyond = [row for row in of_kind if min(row["shape"]) > LARGEST_GRAM]
+        fits.append({
+            "matrix": name,
+            "exponent": fitted_exponent(of_kind),
+            "exponent_beyond_gram": fitted_exponent(beyond),
+        })
+        print(fits[-1])
+    write_json(options.output, rows + fits)
+
+
+if __name__ == "__main__":
+    main()

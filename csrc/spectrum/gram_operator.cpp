@@ -1,0 +1,146 @@
+#include "spectrum/gram_operator.h"
+
+#include <algorithm>
+
+#include "common/cpu_features.h"
+
+namespace fullspectrum::spectrum {
+namespace {
+
+template <typename T>
+T* zeros(AlignedVector<T>& memory, int64_t count) {
+  T* data = room(memory, count);
+  std::fill(data, data + count, T{0});
+  return data;
+}
+
+// Both triangles of G from L.
+template <typename T>
+void add_transpose(const T* half, int64_t size, int64_t stride, double* h) {
+  for (int64_t i = 0; i < size; ++i) {
+    std::fill(h + i * stride + size, h + (i + 1) * stride, 0.0);
+    for (int64_t j = 0; j < i; ++j) {
+      h[i * stride + j] = h[j * stride + i] = static_cast<double>(half[i * stride + j]);
+    }
+    h[i * stride + i] = 2 * static_cast<double>(half[i * stride + i]);
+  }
+}
+
+}  // namespace
+
+const GramKernels& gram_kernels() {
+  static const GramKernels kernels = [] {
+#if defined(__x86_64__)
+    switch (active_isa()) {
+      case Isa::avx512:
+        return avx512::gram_kernels();
+      case Isa::avx2:
+        return avx2::gram_kernels();
+      default:
+        break;
+    }
+#endif
+    return baseline::gram_kernels();
+  }();
+  return kernels;
+}
+
+GramOperator::GramOperator(int64_t size, GramScratch& scratch)
+    : size_(size), stride_(padded(size)), scratch_(&scratch) {}
+
+GramOperator GramOperator::from_bits(
+    const Lists& lists, bool of_narrow, int64_t size, int64_t length, GramScratch& scratch
+) {
+  GramOperator gram(size, scratch);
+  const int64_t words = (length + 63) / 64;
+  const int64_t row = gram.stride_ + kGramPadding;
+  uint64_t* bits = zeros(scratch.bits, words * row);
+  for (int64_t node = 0; node < lists.size; ++node) {
+    for (int64_t p = lists.offset[node]; p < lists.offset[node + 1]; ++p) {
+      const int64_t narrow = of_narrow ? node : lists.index[p];
+      const int64_t tall = of_narrow ? lists.index[p] : node;
+      bits[tall / 64 * row + narrow] |= uint64_t{1} << (tall % 64);
+    }
+  }
+  float* counts = room(scratch.counts, size * gram.stride_);
+  gram_kernels().bit_gram(bits, words, row, size, gram.stride_, counts);
+  gram.counts_ = counts;
+  return gram;
+}
+
+GramOperator GramOperator::from_lists(const Lists& narrow, int64_t length, GramScratch& scratch) {
+  GramOperator gram(narrow.size, scratch);
+  double* sums = room(scratch.sums, gram.size_ * gram.stride_);
+  gram_kernels().sparse_gram(
+      narrow.offset,
+      narrow.index,
+      narrow.value,
+      narrow.single,
+      gram.size_,
+      length,
+      gram.stride_,
+      room(scratch.part, 2 * gram.size_),
+      room(scratch.panel, kGramPanel),
+      sums
+  );
+  gram.sums_ = sums;
+  return gram;
+}
+
+GramOperator GramOperator::matrix_free(const Lists& tall, int64_t size, GramScratch& scratch) {
+  GramOperator gram(size, scratch);
+  gram.tall_ = tall;
+  room(scratch.pairs, 4 * size);
+  return gram;
+}
+
+void GramOperator::multiply(const double* x, int64_t width, double* y) const {
+  std::fill(y, y + width * stride_, 0.0);
+  if (counts_) {
+    gram_kernels().multiply_float(counts_, size_, stride_, x, width, y);
+    return;
+  }
+  if (sums_) {
+    gram_kernels().multiply_double(sums_, size_, stride_, x, width, y);
+    return;
+  }
+  double* from = scratch_->pairs.data();
+  double* to = from + 2 * size_;
+  for (int64_t i = 0; i < size_; ++i) {
+    from[2 * i] = x[i];
+    from[2 * i + 1] = width == 2 ? x[stride_ + i] : 0;
+    to[2 * i] = to[2 * i + 1] = 0;
+  }
+  gram_kernels().multiply_lists(
+      tall_.offset, tall_.index, tall_.value, tall_.single, tall_.size, from, to
+  );
+  for (int64_t i = 0; i < size_; ++i) {
+    for (int64_t t = 0; t < width; ++t) {
+      y[t * stride_ + i] = to[2 * i + t];
+    }
+  }
+}
+
+void GramOperator::to_dense(double* h) const {
+  if (counts_) {
+    add_transpose(counts_, size_, stride_, h);
+    return;
+  }
+  if (sums_) {
+    add_transpose(sums_, size_, stride_, h);
+    return;
+  }
+  std::fill(h, h + size_ * stride_, 0.0);
+  const auto weight = [&](int64_t p) {
+    return tall_.value ? tall_.value[p] : tall_.single ? static_cast<double>(tall_.single[p]) : 1;
+  };
+  for (int64_t list = 0; list < tall_.size; ++list) {
+    for (int64_t p = tall_.offset[list]; p < tall_.offset[list + 1]; ++p) {
+      for (int64_t q = tall_.offset[list]; q < tall_.offset[list + 1]; ++q) {
+        h[tall_.index[p] * stride_ + tall_.index[q]] += weight(p) * weight(q);
+      }
+    }
+  }
+}
+
+}  // namespace fullspectrum::spectrum
