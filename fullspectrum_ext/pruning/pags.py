@@ -228,7 +228,7 @@ def _top_graphs(scores: Scores, counts: Mapping[str, int]) -> dict[str, LayerGra
     for name, score in scores.items():
         matrix = score.reshape(score.shape[0], math.prod(score.shape[1:]))
         (topology,) = topk_topologies([matrix], [counts[name]])
-        graphs[name] = csr_graph(*topology, tuple(matrix.shape))
+        graphs[name] = csr_graph(*topology, (matrix.shape[0], matrix.shape[1]))
     return graphs
 
 
