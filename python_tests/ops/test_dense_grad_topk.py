@@ -230,7 +230,7 @@ def test_a_convolution_in_bfloat16_is_computed_in_float32(device):
 
 # ---- memory --------------------------------------------------------------------------------------
 
-ROWS, COLS = 2048, 4096
+ROWS, COLS = 4096, 4096
 # VmHWM, not ru_maxrss: the latter begins at the parent's.
 CHILD = f"""
 import torch
@@ -248,7 +248,7 @@ def run(k):
     ops.dense_grad_topk(grad, x, crow_indices, col_indices, k)
     return memory("VmHWM") - before
 run(10)
-print(run(100_000))
+print(run(200_000))
 """
 
 
