@@ -23,7 +23,6 @@ bool feasible(const OwnedProblem& problem, Method method) {
   constexpr int64_t kLargestGram = 2048;
   constexpr int64_t kMostBits = int64_t{1} << 32;
   constexpr int64_t kMostCounted = int64_t{1} << 24;  // float32 holds counts up to it exactly
-  constexpr int64_t kLargestBasis = 65536;            // 256 vectors of it are 128 MB
   const int64_t narrow = std::min(problem.rows(), problem.columns());
   const int64_t tall = std::max(problem.rows(), problem.columns());
   switch (method) {
@@ -33,7 +32,7 @@ bool feasible(const OwnedProblem& problem, Method method) {
     case Method::sparse_gram:
       return narrow <= kLargestGram;
     default:
-      return narrow <= kLargestBasis;
+      return true;
   }
 }
 

@@ -30,7 +30,10 @@ class GramLanczos {
   bool run(int64_t k, double tol, double* sigma, double* bound);
 
  private:
-  bool iterate(int64_t k, double tol);
+  enum class Outcome { converged, unclear, unfinished };
+
+  int64_t most_vectors() const;
+  Outcome iterate(int64_t k, double tol);
   void add_random_block(int64_t width);
   void step();
   int64_t orthonormalise(int64_t first, int64_t width, double* coordinates, double noise);
