@@ -25,8 +25,9 @@ class GramLanczos {
   GramLanczos(const GramOperator& gram, double rounding, GramScratch& scratch);
 
   // Writes the k <= size leading singular values, descending, and their certified bounds, and
-  // returns true; or returns false where a bound would exceed tol times its value, or where values
-  // nearly coincide, which takes a wider block to sort out.
+  // returns true; or returns false where rounding would make a bound exceed tol times its value, or
+  // where values nearly coincide, which takes a wider block to sort out. A large matrix whose
+  // leading values are too dense for the iteration comes with the bounds that it has reached.
   bool run(int64_t k, double tol, double* sigma, double* bound);
 
  private:

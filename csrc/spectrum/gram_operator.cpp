@@ -11,7 +11,7 @@ namespace {
 // many depends on the matrix alone, so that the sums do not depend on the number of threads.
 constexpr int64_t kMostSlabs = 16;
 constexpr int64_t kEntriesOfSlabs = int64_t{1} << 18;  // fewer entries are one slab
-constexpr int64_t kEntriesOfSum = 4;                   // of a slab, for each of its sums
+constexpr int64_t kEntriesOfSum = 8;                   // of a slab, for each of its sums
 constexpr int64_t kRowsOfJob = 8192;
 
 template <typename T>

@@ -11,7 +11,7 @@ namespace fullspectrum::spectrum {
 namespace {
 
 constexpr int64_t kRowsOfBlock = 2048;  // of sums: fixed, so that they do not depend on the threads
-constexpr int64_t kMostSteps = 16384;
+constexpr int64_t kMostSteps = 4096;
 constexpr int kMostRuns = 8;
 constexpr int64_t kMostParts = 3;
 constexpr int64_t kBand = 3;  // entries of a row of the projected matrix up to the diagonal
