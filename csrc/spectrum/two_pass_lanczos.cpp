@@ -11,6 +11,7 @@ namespace fullspectrum::spectrum {
 namespace {
 
 constexpr int64_t kRowsOfBlock = 2048;  // of sums: fixed, so that they do not depend on the threads
+constexpr int64_t kBlocksToShare = 32;  // fewer are done before other threads have begun
 constexpr int64_t kMostSteps = 4096;
 constexpr int kMostRuns = 8;
 constexpr int64_t kMostParts = 3;
@@ -345,10 +346,17 @@ int64_t TwoPassLanczos::blocks() const { return (rows_ + kRowsOfBlock - 1) / kRo
 
 // Calls body for blocks of rows; `first` counts numbers, two a row.
 void TwoPassLanczos::for_each_block(const std::function<void(int64_t first, int64_t rows)>& body) {
-  scratch_.run_jobs(blocks(), [&](int64_t block) {
+  const auto job = [&](int64_t block) {
     const int64_t first = block * kRowsOfBlock;
     body(kWidth * first, std::min(kRowsOfBlock, rows_ - first));
-  });
+  };
+  if (blocks() >= kBlocksToShare) {
+    scratch_.run_jobs(blocks(), job);
+    return;
+  }
+  for (int64_t block = 0; block < blocks(); ++block) {
+    job(block);
+  }
 }
 
 void TwoPassLanczos::transform(double* x, const double* factor) {
