@@ -8,6 +8,7 @@ absolute weights under the masks, all regular subgraphs of the masks, and the wa
 to CSR form.
 
 All candidates run in turns in one process, and their values are compared before they are timed.
+With `--device cuda` ours run there and the rivals stay on the CPU, with what their users have.
 """
 
 import argparse
@@ -58,11 +59,13 @@ def erdos_renyi_kernel(layers: list[tuple[int, int, int]], density: float) -> Va
         dense = over
 
 
-def csr_tensors(mask: scipy.sparse.csr_array) -> tuple[torch.Tensor, torch.Tensor]:
+def csr_tensors(
+    mask: scipy.sparse.csr_array, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Give the fields of a SciPy matrix as int32 tensors."""
     return (
-        torch.from_numpy(mask.indptr.astype(np.int32)),
-        torch.from_numpy(mask.indices.astype(np.int32)),
+        torch.from_numpy(mask.indptr.astype(np.int32)).to(device),
+        torch.from_numpy(mask.indices.astype(np.int32)).to(device),
     )
 
 
@@ -86,12 +89,14 @@ def arpack_values(mask: scipy.sparse.csr_array) -> Values:
     return np.sort(found)[::-1]
 
 
-def layer_calls(mask: scipy.sparse.csr_array) -> Calls:
+def layer_calls(mask: scipy.sparse.csr_array, device: torch.device) -> Calls:
     """Build the candidates for one layer, after checking that they agree."""
-    tensors = csr_tensors(mask)
+    tensors = csr_tensors(mask, device)
     dense = mask.toarray()
     calls: Calls = {
-        "fullspectrum": lambda: ops.singular_values(*tensors, None, mask.shape).values.numpy(),
+        "fullspectrum": lambda: (
+            ops.singular_values(*tensors, None, mask.shape).values.cpu().numpy()
+        ),
         "numpy svd": lambda: np.linalg.svd(dense, compute_uv=False)[:2],
         "scipy svds": lambda: arpack_values(mask),
         "scipy eigsh, adjacency": lambda: adjacency_values(mask),
@@ -105,7 +110,7 @@ def layer_calls(mask: scipy.sparse.csr_array) -> Calls:
 def agree(ours: SingularValues, theirs: Values, name: str) -> None:
     """Raise unless ours are theirs to 1e-8 of the value, and to 1e-12 of the largest one."""
     first = theirs[:, :1]
-    error = np.abs(ours.values.numpy() - theirs)
+    error = np.abs(ours.values.cpu().numpy() - theirs)
     assert (error <= 1e-8 * theirs + 1e-12 * first).all(), f"{name}: off by {error.max()}"
 
 
@@ -115,21 +120,26 @@ def exact_values(matrices: list[scipy.sparse.csr_array]) -> Values:
     return np.stack([np.pad(values, (0, 2 - len(values))) for values in found])
 
 
-def network_cases(generator: np.random.Generator, density: float) -> dict[str, Calls]:
+def network_cases(
+    generator: np.random.Generator, density: float, device: torch.device
+) -> dict[str, Calls]:
     """Build the candidates for the whole network, after checking ours against LAPACK."""
     layers = resnet34()
     shapes = [(outputs, inputs * area) for outputs, inputs, area in layers]
     densities = erdos_renyi_kernel(layers, density)
     masks = [random_mask(generator, *pair) for pair in zip(shapes, densities, strict=True)]
-    fields = [csr_tensors(mask) for mask in masks]
+    fields = [csr_tensors(mask, device) for mask in masks]
     crows, cols = [crow for crow, _ in fields], [col for _, col in fields]
     weights = [np.abs(generator.standard_normal(mask.nnz)) for mask in masks]
     weighted = [
         scipy.sparse.csr_array((values, mask.indices, mask.indptr), mask.shape)
         for values, mask in zip(weights, masks, strict=True)
     ]
-    values = [torch.from_numpy(value.astype(np.float32)) for value in weights]
-    bools = {f"layer {i}": torch.from_numpy(mask.toarray() != 0) for i, mask in enumerate(masks)}
+    values = [torch.from_numpy(value.astype(np.float32)).to(device) for value in weights]
+    bools = {
+        f"layer {i}": torch.from_numpy(mask.toarray() != 0).to(device)
+        for i, mask in enumerate(masks)
+    }
     groups = ops.regular_subgraphs(crows, cols, shapes)
 
     def of_masks() -> SingularValues:
@@ -140,14 +150,14 @@ def network_cases(generator: np.random.Generator, density: float) -> dict[str, C
 
     def of_subgraphs() -> Values:
         found = ops.subgraph_singular_values(crows, cols, None, shapes, groups)
-        return torch.cat([layer.values for layer in found]).numpy()
+        return torch.cat([layer.values for layer in found]).cpu().numpy()
 
     def subgraphs_by_eigsh() -> Values:
         found = [np.zeros(2)]
         for mask, layer in zip(masks, groups, strict=True):
             by_column = mask.tocsc()
             for group in layer:
-                part = by_column[:, group.taps.numpy()].tocsr()
+                part = by_column[:, group.taps.cpu().numpy()].tocsr()
                 part = part[np.diff(part.indptr) > 0]
                 if min(part.shape) > 3:  # eigsh wants more nodes than values
                     found.append(adjacency_values(part))
@@ -158,11 +168,11 @@ def network_cases(generator: np.random.Generator, density: float) -> dict[str, C
     agree(of_weights(), exact_values(single), "weights")
     return {
         "network, masks": {
-            "fullspectrum": lambda: of_masks().values.numpy(),
+            "fullspectrum": lambda: of_masks().values.cpu().numpy(),
             "scipy eigsh, adjacency": lambda: np.stack([adjacency_values(m) for m in masks]),
         },
         "network, weights": {
-            "fullspectrum": lambda: of_weights().values.numpy(),
+            "fullspectrum": lambda: of_weights().values.cpu().numpy(),
             "scipy eigsh, adjacency": lambda: np.stack([adjacency_values(m) for m in weighted]),
         },
         "network, subgraphs": {
@@ -194,21 +204,26 @@ def main() -> None:
     parser.add_argument("--densities", nargs="+", type=float, default=[0.01, 0.05, 0.1])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=pathlib.Path, default=RESULTS / "cpu" / "spectrum.json")
+    parser.add_argument(
+        "--output", type=pathlib.Path, help="default: results/<device>/spectrum.json"
+    )
     options = parser.parse_args()
+    device = torch.device(options.device)
+    output = options.output or RESULTS / device.type / "spectrum.json"
     torch.set_num_threads(options.threads)
     generator = np.random.default_rng(options.seed)
 
     rows = []
     for density in options.densities:
         cases = {
-            name: layer_calls(random_mask(generator, LAYERS[name], density))
+            name: layer_calls(random_mask(generator, LAYERS[name], density), device)
             for name in options.layers
         }
-        cases |= network_cases(generator, density)
+        cases |= network_cases(generator, density, device)
         for name, calls in cases.items():
-            times = time_interleaved(calls, options.repeats, warmup=1)
+            times = time_interleaved(calls, options.repeats, warmup=1, device=device)
             show(name, density, times)
             rows.append({
                 "layer": name,
@@ -217,8 +232,8 @@ def main() -> None:
                 "load": os.getloadavg()[0],
                 "seconds": {call: time._asdict() for call, time in times.items()},
             })
-    write_json(options.output, rows)
-    print(f"written to {options.output}")
+    write_json(output, rows)
+    print(f"written to {output}")
 
 
 if __name__ == "__main__":

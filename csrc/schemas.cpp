@@ -21,6 +21,23 @@ FULLSPECTRUM_LIBRARY(m) {
       "Tensor col_indices, SymInt in_features, Tensor? ccol_indices=None, Tensor? "
       "row_indices=None, Tensor? permutation=None) -> (Tensor, Tensor)"
   );
+  // for layers that stay dense: x = x where mask, 0 elsewhere
+  m.def("keep_masked_(Tensor(a!) x, Tensor mask) -> ()");
+  // y = the 2-d convolution of x [batch, in channels, height, width] with W, plus bias; W [out
+  // channels, in channels / groups * taps] in CSR form, its transpose as above
+  m.def(
+      "sparse_conv2d(Tensor x, Tensor values, Tensor crow_indices, Tensor col_indices, "
+      "int[] kernel_size, Tensor? bias, int[] stride, int[] padding, int[] dilation, int groups, "
+      "Tensor? ccol_indices=None, Tensor? row_indices=None, Tensor? permutation=None) -> Tensor"
+  );
+  // its gradients for x and for the stored values, each an empty tensor where it is not needed;
+  // both together cost little more than one
+  m.def(
+      "sparse_conv2d_backward(Tensor grad, Tensor x, Tensor values, Tensor crow_indices, "
+      "Tensor col_indices, int[] kernel_size, int[] stride, int[] padding, int[] dilation, "
+      "int groups, bool need_x, bool need_values, Tensor? ccol_indices=None, "
+      "Tensor? row_indices=None, Tensor? permutation=None) -> (Tensor, Tensor)"
+  );
   // pillar 2, regular subgraphs: for each layer the input taps sorted by degree, beside each tap
   // its degree and the number of outputs that the taps of this degree touch; layers one after the
   // other
@@ -29,8 +46,8 @@ FULLSPECTRUM_LIBRARY(m) {
       "-> (Tensor, Tensor, Tensor)"
   );
   // pillar 3, eigenvalues: leading singular values [n, k] of n matrices and their error bounds;
-  // values is empty where all entries are one; method numbers the CPU's ways (spectrum::Method in
-  // cpu_problems.h), 0 for the cheapest
+  // values is empty where all entries are one; method numbers the ways (spectrum/method.h), 0 for
+  // the cheapest
   m.def(
       "singular_values(Tensor[] crow_indices, Tensor[] col_indices, Tensor[] values, int[] cols, "
       "int k, float tol, int method=0) -> (Tensor, Tensor)"

@@ -108,7 +108,7 @@ def model_layers(model: nn.Module) -> dict[str, LayerWeight]:
                 buffers["crow_indices"],
                 buffers["col_indices"],
                 module.get_parameter("values").detach(),
-                (int(module.out_features), int(module.in_features)),
+                cast(torch.Size, module.weight_shape),
             )
             continue
         mask = buffers.get("weight_mask", _own_mask(module))
@@ -323,20 +323,23 @@ def _masked(name: str, weight: Tensor, mask: Tensor | None) -> LayerWeight:
 
 
 def _from_csr(
-    crow_indices: Tensor, col_indices: Tensor, values: Tensor, shape: tuple[int, int]
+    crow_indices: Tensor, col_indices: Tensor, values: Tensor, shape: torch.Size
 ) -> LayerWeight:
     lengths = crow_indices.diff()
     rows = torch.repeat_interleave(torch.arange(shape[0], device=lengths.device), lengths)
     cols = col_indices.long()
+    matrix = (shape[0], shape[1:].numel())
     weight = values.new_zeros(shape)
-    weight[rows, cols] = values
+    weight.view(matrix)[rows, cols] = values
     mask = torch.zeros(shape, dtype=torch.bool, device=values.device)
-    mask[rows, cols] = True
+    mask.view(matrix)[rows, cols] = True
     return LayerWeight(weight, mask)
 
 
 def _sparse_entry(state: Mapping[str, Tensor], prefix: str) -> LayerWeight:
-    if join(prefix, "in_features") not in state:
+    sizes = [join(prefix, name) for name in ("in_features", "weight_shape")]
+    size = next((state[name] for name in sizes if name in state), None)
+    if size is None:
         raise ValueError(
             f"state: the sparse layer {prefix!r} does not say how many inputs it has (in_features);"
             " load the state dict into the model, and give that"
@@ -344,9 +347,11 @@ def _sparse_entry(state: Mapping[str, Tensor], prefix: str) -> LayerWeight:
     crow_indices, col_indices, values = (
         state[join(prefix, field)] for field in ("crow_indices", "col_indices", "values")
     )
-    shape = (crow_indices.numel() - 1, int(state[join(prefix, "in_features")]))
+    # of a linear layer the columns, of a convolution the whole shape
+    shape = torch.Size([crow_indices.numel() - 1, *size.reshape(-1).tolist()[-3:]])
     try:
-        _checks.check_csr(crow_indices, col_indices, shape, values, validate=True)
+        matrix = (shape[0], shape[1:].numel())
+        _checks.check_csr(crow_indices, col_indices, matrix, values, validate=True)
     except (TypeError, ValueError) as error:
         raise ValueError(f"state: {prefix}: {error}") from error
     return _from_csr(crow_indices, col_indices, values.detach(), shape)

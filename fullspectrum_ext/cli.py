@@ -17,6 +17,8 @@ from typer.core import TyperGroup
 
 from fullspectrum_ext import _core
 from fullspectrum_ext._files import write_atomically
+from fullspectrum_ext._progress import LateProgress
+from fullspectrum_ext.experiments.bench import bench_model, bench_table, benched_shape, numbers
 from fullspectrum_ext.experiments.comparison import (
     compare,
     comparison_rows,
@@ -30,7 +32,7 @@ from fullspectrum_ext.experiments.environment import information
 from fullspectrum_ext.experiments.extras import MissingExtraError
 from fullspectrum_ext.experiments.folder import RunFolder
 from fullspectrum_ext.experiments.models import MODELS
-from fullspectrum_ext.experiments.progress import ScoringProgress, TrainingProgress
+from fullspectrum_ext.experiments.progress import TrainingProgress
 from fullspectrum_ext.experiments.pruning import prune_by_name
 from fullspectrum_ext.experiments.report import draw_figure, results_table
 from fullspectrum_ext.experiments.scoring import FileScore, draw_spectra, score_file
@@ -229,9 +231,9 @@ def score(
         raise ValueError(f"--compare: expected two different files, got {len(set(files))}")
     _check_outputs(files, out=out, plot=plot)
     scores: dict[str, FileScore] = {}
-    with ScoringProgress() as progress:
+    with LateProgress() as progress:
         for file in files:
-            progress.start_file(str(file))
+            progress.start(str(file))
             scores[str(file)] = score_file(
                 file,
                 include=include or None,
@@ -341,6 +343,52 @@ def prune(
     console = Console()
     console.print(masks.table())
     console.print(f"Masks written to {escape(str(out))}", soft_wrap=True)
+
+
+@app.command()
+def bench(
+    *,
+    model: Annotated[
+        str,
+        typer.Option("--model", help=f"One of {', '.join(MODELS)}, or package.module:function."),
+    ] = "mlp",
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data", help=f"Take the shape of one input from: {', '.join(DATASETS)} (the default)."
+        ),
+    ] = None,
+    input_shape: Annotated[
+        str | None, typer.Option("--input-shape", help="Or give it, with commas: 3,32,32.")
+    ] = None,
+    batch: Annotated[int, typer.Option("--batch", help="Inputs in a step.")] = 128,
+    sparsity: Annotated[
+        str, typer.Option("--sparsity", help="Sparsities of each layer, with commas.")
+    ] = "0.8,0.9,0.95,0.98,0.99",
+    threads: Annotated[
+        int, typer.Option("--threads", help="CPU threads; 0: as many as torch takes.")
+    ] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Time every layer dense, dense with a mask and truly sparse, at its shape in the model.
+
+    A step is forward and both gradients, without the optimizer; bytes are those of weights,
+    gradients, Adam's state, masks and indices. The break-even is the sparsity from which on the
+    sparse layer is the faster one; the choice is that of *sparsify(backend="auto", example=...)*.
+    """
+    with LateProgress() as progress:
+        found = bench_model(
+            model,
+            shape=benched_shape(data, input_shape),
+            batch=batch,
+            sparsities=numbers("--sparsity", sparsity, float),
+            threads=threads,
+            progress=progress,
+        )
+    if as_json:
+        print(json.dumps(found, indent=2))
+    else:
+        Console().print(bench_table(found))
 
 
 @app.command()

@@ -84,3 +84,28 @@ LARGE = {
     "a path": np.eye(200) + np.eye(200, k=1),
     "rank two": np.outer(np.arange(150), np.ones(90)) + np.outer(np.ones(150), np.arange(90)),
 }
+
+
+def of_spectrum(rows, cols, values, seed=0):
+    """A dense matrix with the given singular values and random vectors."""
+    generator = np.random.default_rng(seed)
+    left = np.linalg.qr(generator.standard_normal((rows, len(values))))[0]
+    right = np.linalg.qr(generator.standard_normal((cols, len(values))))[0]
+    return left @ np.diag(values) @ right.T
+
+
+# Just large enough that the iterations run: for the block emulator, which takes seconds for LARGE.
+MEDIUM = {
+    "mask": random_matrix(70, 150, 0.08),
+    "weighted": random_matrix(90, 68, 0.1, weighted=True),
+    "two copies of a mask": np.kron(np.eye(2), random_matrix(45, 36, 0.12)),
+    "two copies of a weighted graph": np.kron(
+        np.eye(2), random_matrix(35, 40, 0.15, weighted=True)
+    ),
+    "identity of 70": np.eye(70),
+    "rank two": np.outer(np.arange(70), np.ones(66)) + np.outer(np.ones(70), np.arange(66)),
+    "weights over 12 orders of magnitude": random_matrix(66, 80, 0.2)
+    * 10 ** np.random.default_rng(0).uniform(-12, 0, (66, 80)),
+    "a second value far below the first": of_spectrum(70, 66, [1, 1e-7, 5e-8]),
+    "values that nearly coincide": of_spectrum(70, 66, [1, 1 - 1e-7, *np.linspace(0.6, 0.1, 60)]),
+}

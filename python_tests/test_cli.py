@@ -26,6 +26,17 @@ def run(*arguments, code=0):
     return re.sub(r"[\s│]+", " ", result.output)
 
 
+def test_bench_shows_every_layer_and_the_sums(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    arguments = ("bench", "--batch", 2, "--sparsity", "0.9", "--threads", 1)
+    shown = run(*arguments)
+    for text in ("mlp, batch 2, 1 threads", "fc3.weight 2x100 0.9", "break-even", "all layers"):
+        assert text in shown
+    found = json.loads(CliRunner().invoke(app, [*map(str, arguments), "--json"]).stdout)
+    assert [row["layer"] for row in found["rows"]] == ["fc1.weight", "fc2.weight", "fc3.weight"]
+    assert "--sparsity: expected numbers" in run("bench", "--sparsity", "much", code=2)
+
+
 def start(*arguments, **options):
     """Start the command in a process of its own."""
     command = [sys.executable, "-P", "-c", "from fullspectrum_ext.cli import main; main()"]
@@ -279,7 +290,7 @@ def test_prune_takes_a_model_and_data_of_ones_own(tmp_path, monkeypatch):
             "error: sparsity, density: expected exactly one",
         ),
         (["--model", "nosuch:net"], "error: model: there is no module 'nosuch'"),
-        (["--model", "mlpp"], "error: model: expected one of mlp, convnet, or package.module:func"),
+        (["--model", "mlpp"], "error: model: expected one of mlp, .*, or package.module:func"),
         (["--model", "os:getcwd"], "error: model: expected os:getcwd to return a torch.nn.Module"),
         (["--data", "os:nosuch"], "error: data: os has no 'nosuch'"),
         (["--data", "none"], "error: data: "),

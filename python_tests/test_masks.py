@@ -262,7 +262,8 @@ def test_from_the_layers_of_this_package(backend):
 
 
 def sparse_state(mask):
-    return fs.sparsify(nn.Sequential(nn.Linear(*mask.T.shape)), {"0.weight": mask}).state_dict()
+    model = nn.Sequential(nn.Linear(*mask.T.shape))
+    return fs.sparsify(model, {"0.weight": mask}, backend="sparse").state_dict()
 
 
 def test_from_the_state_dict_of_a_sparse_layer():

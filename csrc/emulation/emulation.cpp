@@ -1,5 +1,6 @@
 #include "emulation/emulation.h"
 
+#include <setjmp.h>
 #include <torch/headeronly/util/Exception.h>
 #include <ucontext.h>
 
@@ -20,16 +21,41 @@ constexpr size_t kStackBytes = 256 * 1024;
 // The limits of the architectures we compile for (sm_80 and later), which a launch must respect.
 constexpr unsigned kMaxThreads = 1024;
 constexpr unsigned kMaxGridYz = 65535;
-constexpr size_t kMaxSharedBytes = 163 * 1024;
 
 enum class Waiting { no, at_block_barrier, at_warp_barrier };
 
-struct Fiber {
+// A place to go on from. swapcontext asks the kernel for the signal mask each time, which takes
+// longer than everything else; _longjmp does not. AddressSanitizer knows the former only.
+struct Context {
   ucontext_t context;
+#if !defined(__SANITIZE_ADDRESS__)
+  jmp_buf jump;
+  bool has_run = false;
+#endif
+};
+
+void switch_context(Context& from, Context& to) {
+#if defined(__SANITIZE_ADDRESS__)
+  swapcontext(&from.context, &to.context);
+#else
+  if (_setjmp(from.jump) != 0) {
+    return;
+  }
+  from.has_run = true;
+  if (to.has_run) {
+    _longjmp(to.jump, 1);
+  }
+  setcontext(&to.context);
+#endif
+}
+
+struct Fiber {
+  Context context;
   std::unique_ptr<char[]> stack{new char[kStackBytes]};
   dim3 thread;
   unsigned warp = 0;
   unsigned lane = 0;
+  unsigned exchanges = 0;
   bool done = false;
   Waiting waiting = Waiting::no;
 };
@@ -59,7 +85,7 @@ struct Block {
   std::vector<Fiber> fibers;
   std::vector<unsigned char> slots;
   std::vector<unsigned char> shared;
-  ucontext_t scheduler;
+  Context scheduler;
   const void* scheduler_stack = nullptr;
   size_t scheduler_stack_bytes = 0;
   Fiber* current = nullptr;
@@ -79,7 +105,7 @@ void enter_fiber() {
   block.body();
   self.done = true;
   StackSwitch().leave_for_good(block.scheduler_stack, block.scheduler_stack_bytes);
-  swapcontext(&self.context, &block.scheduler);
+  switch_context(self.context, block.scheduler);
 }
 
 void resume(Fiber& fiber) {
@@ -87,7 +113,7 @@ void resume(Fiber& fiber) {
   fiber.waiting = Waiting::no;
   StackSwitch stack;
   stack.leave(fiber.stack.get(), kStackBytes);
-  swapcontext(&block.scheduler, &fiber.context);
+  switch_context(block.scheduler, fiber.context);
   stack.arrive(nullptr, nullptr);
 }
 
@@ -96,7 +122,7 @@ void wait(Waiting barrier) {
   self.waiting = barrier;
   StackSwitch stack;
   stack.leave(block.scheduler_stack, block.scheduler_stack_bytes);
-  swapcontext(&self.context, &block.scheduler);
+  switch_context(self.context, block.scheduler);
   stack.arrive(&block.scheduler_stack, &block.scheduler_stack_bytes);
 }
 
@@ -132,13 +158,18 @@ void prepare(Fiber& fiber, unsigned thread) {
   );
   fiber.warp = thread / 32;
   fiber.lane = thread % 32;
+  fiber.exchanges = 0;
   fiber.done = false;
   fiber.waiting = Waiting::no;
-  getcontext(&fiber.context);
-  fiber.context.uc_stack.ss_sp = fiber.stack.get();
-  fiber.context.uc_stack.ss_size = kStackBytes;
-  fiber.context.uc_link = nullptr;
-  makecontext(&fiber.context, enter_fiber, 0);
+  ucontext_t& context = fiber.context.context;
+  getcontext(&context);
+  context.uc_stack.ss_sp = fiber.stack.get();
+  context.uc_stack.ss_size = kStackBytes;
+  context.uc_link = nullptr;
+  makecontext(&context, enter_fiber, 0);
+#if !defined(__SANITIZE_ADDRESS__)
+  fiber.context.has_run = false;
+#endif
 }
 
 void run_block(const char* kernel, unsigned threads) {
@@ -184,7 +215,7 @@ void run(const char* kernel, dim3 grid, dim3 dim, size_t shared_bytes, std::func
   while (block.fibers.size() < threads) {
     block.fibers.emplace_back();
   }
-  block.slots.resize((threads + 31) / 32 * 32 * kSlot);
+  block.slots.resize((threads + 31) / 32 * 2 * 32 * kSlot);
   block.shared.resize(shared_bytes);
   for (unsigned z = 0; z < grid.z; ++z) {
     for (unsigned y = 0; y < grid.y; ++y) {
@@ -204,7 +235,10 @@ unsigned lane() { return block.current->lane; }
 void* dynamic_shared() { return block.shared.data(); }
 void sync_block() { wait(Waiting::at_block_barrier); }
 void sync_warp() { wait(Waiting::at_warp_barrier); }
-unsigned char* warp_slots() { return block.slots.data() + block.current->warp * 32 * kSlot; }
+unsigned char* warp_slots() {
+  Fiber& self = *block.current;
+  return block.slots.data() + (2 * self.warp + self.exchanges++ % 2) * 32 * kSlot;
+}
 
 }  // namespace emulation
 

@@ -25,10 +25,14 @@ struct dim3 {
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __grid_constant__
 // Blocks run one after another in one OS thread, so a static is the block's own.
 #define __shared__ static thread_local
 
 namespace emulation {
+
+// Of a block, on the least of the architectures we compile for (sm_80).
+constexpr size_t kMaxSharedBytes = 163 * 1024;
 
 // Runs `body` once for each thread of each block, and records that `kernel` was launched.
 void run(
@@ -43,7 +47,8 @@ unsigned lane();
 void* dynamic_shared();
 void sync_block();
 void sync_warp();
-// The calling warp's scratch, kSlot bytes a lane.
+// The calling warp's scratch, kSlot bytes a lane. Two take turns: whoever writes one has passed a
+// barrier that nobody reaches before having read what was there.
 constexpr size_t kSlot = 16;
 unsigned char* warp_slots();
 
@@ -51,11 +56,11 @@ unsigned char* warp_slots();
 template <typename T>
 T exchange(T value, unsigned source_lane) {
   static_assert(sizeof(T) <= kSlot, "a shuffled value is at most 16 bytes");
-  std::memcpy(warp_slots() + lane() * kSlot, &value, sizeof(T));
+  unsigned char* slots = warp_slots();
+  std::memcpy(slots + lane() * kSlot, &value, sizeof(T));
   sync_warp();
   T result;
-  std::memcpy(&result, warp_slots() + (source_lane % 32) * kSlot, sizeof(T));
-  sync_warp();
+  std::memcpy(&result, slots + (source_lane % 32) * kSlot, sizeof(T));
   return result;
 }
 
@@ -91,10 +96,28 @@ T __shfl_up_sync(unsigned, T value, unsigned delta) {
   return emulation::exchange(value, lane >= delta ? lane - delta : lane);
 }
 
+// Bit i: what lane i gave. All 32 lanes take part.
+inline unsigned __ballot_sync(unsigned, bool vote) {
+  unsigned char* slots = emulation::warp_slots();
+  slots[emulation::lane() * emulation::kSlot] = vote;
+  emulation::sync_warp();
+  unsigned bits = 0;
+  for (unsigned lane = 0; lane < 32; ++lane) {
+    bits |= static_cast<unsigned>(slots[lane * emulation::kSlot]) << lane;
+  }
+  return bits;
+}
+
 template <typename T>
 T atomicAdd(T* target, T value) {
   const T old = *target;
   *target += value;
+  return old;
+}
+template <typename T>
+T atomicOr(T* target, T value) {
+  const T old = *target;
+  *target |= value;
   return old;
 }
 template <typename T>

@@ -41,10 +41,22 @@ class CudaTeam {
     for (int64_t i = lane(); i < length; i += kWarp) {
       sum += x[i] * y[i];
     }
+    return warp_sum(sum);
+  }
+
+  // The sum, or the largest, of what the lanes of a warp give.
+  __device__ double warp_sum(double value) const {
     for (int distance = kWarp / 2; distance > 0; distance /= 2) {
-      sum += __shfl_xor_sync(~0u, sum, distance);
+      value += __shfl_xor_sync(~0u, value, distance);
     }
-    return sum;
+    return value;
+  }
+  __device__ double warp_largest(double value) const {
+    for (int distance = kWarp / 2; distance > 0; distance /= 2) {
+      const double other = __shfl_xor_sync(~0u, value, distance);
+      value = other > value ? other : value;
+    }
+    return value;
   }
 
   // y += sum_i weight_i basis_i; a thread owns every size()-th element of y.

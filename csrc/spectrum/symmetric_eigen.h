@@ -28,23 +28,43 @@ class SymmetricEigen {
   // and values() the eigenvalues, in no order. Columns lie `stride` apart.
   template <typename Team>
   FULLSPECTRUM_DEVICE void run(Team& team, double* h, double* vectors, int64_t size) {
+    tridiagonalise(team, h, size);
+    for (int64_t at = team.rank(); at < size * stride_; at += team.size()) {
+      vectors[at] = at % stride_ == at / stride_ ? 1 : 0;
+    }
+    team.sync();
+    for (int64_t j = size - 2; j >= 0; --j) {
+      apply_reflection(team, h, vectors, j, size, j + 1, size);
+    }
+    iterate(team, vectors, size);
+  }
+
+  FULLSPECTRUM_DEVICE const double* values() const { return diagonal_; }
+
+  // The first half of run(): Q^T H Q tridiagonal, with values() on the diagonal and off() beside
+  // it. Overwrites h, which keeps Q.
+  template <typename Team>
+  FULLSPECTRUM_DEVICE void tridiagonalise(Team& team, double* h, int64_t size) {
     for (int64_t j = 0; j + 1 < size; ++j) {
       reflect(team, h, j, size);
     }
     for (int64_t j = team.rank(); j < size; j += team.size()) {
       diagonal_[j] = h[j * stride_ + j];
     }
-    for (int64_t at = team.rank(); at < size * stride_; at += team.size()) {
-      vectors[at] = at % stride_ == at / stride_ ? 1 : 0;
-    }
     team.sync();
-    for (int64_t j = size - 2; j >= 0; --j) {
-      apply_reflection(team, h, vectors, j, size);
-    }
-    iterate(team, vectors, size);
   }
 
-  FULLSPECTRUM_DEVICE const double* values() const { return diagonal_; }
+  FULLSPECTRUM_DEVICE const double* off() const { return off_; }
+
+  // Multiplies `count` vectors by the Q that tridiagonalise() left in h.
+  template <typename Team>
+  FULLSPECTRUM_DEVICE void transform_back(
+      Team& team, const double* h, double* vectors, int64_t count, int64_t size
+  ) {
+    for (int64_t j = size - 2; j >= 0; --j) {
+      apply_reflection(team, h, vectors, j, size, 0, count);
+    }
+  }
 
  private:
   // Column j below the diagonal becomes (e_j, 0, ..., 0) under I - f v v^T, which is applied to the
@@ -101,12 +121,18 @@ class SymmetricEigen {
 
   template <typename Team>
   FULLSPECTRUM_DEVICE void apply_reflection(
-      Team& team, const double* h, double* vectors, int64_t j, int64_t size
+      Team& team,
+      const double* h,
+      double* vectors,
+      int64_t j,
+      int64_t size,
+      int64_t from,  // the vectors it is applied to
+      int64_t to
   ) {
     const int64_t first = j + 1;
     const int64_t length = size - first;
     const double* v = h + j * stride_ + first;
-    for (int64_t c = first + team.worker(); c < size && factor_[j] != 0; c += team.workers()) {
+    for (int64_t c = from + team.worker(); c < to && factor_[j] != 0; c += team.workers()) {
       double* column = vectors + c * stride_ + first;
       const double along = factor_[j] * team.dot(v, column, length);
       for (int64_t r = team.lane(); r < length; r += team.lanes()) {

@@ -18,6 +18,7 @@ from fullspectrum_ext.experiments.methods import check_method
 from fullspectrum_ext.experiments.models import MODELS
 
 OPTIMIZERS = ("adamw", "sgd")
+BACKENDS = ("auto", "sparse", "masked", "measured")
 
 
 def _setting(default: Any, description: str) -> Any:
@@ -57,6 +58,11 @@ class TrainConfig:
     optimizer: str = _setting("adamw", f"One of {', '.join(OPTIMIZERS)} (sgd has momentum 0.9).")
     learning_rate: float = _setting(3e-3, "At the start; falls to zero along a cosine.")
     weight_decay: float = _setting(1e-4, "Weight decay of the optimizer.")
+    backend: str = _setting(
+        "auto",
+        "Layers that are truly sparse or dense with a mask: auto by size and sparsity, sparse or "
+        "masked for all, measured by what is faster on this machine (kept in the run folder).",
+    )
     coordinate_every: int = _setting(
         0, "Optimizer steps between measurements of the coordinate, into the records; 0: none."
     )
@@ -74,6 +80,7 @@ class TrainConfig:
         _check_choice("data", self.data, DATASETS)
         _check_choice("model", self.model, MODELS)
         _check_choice("optimizer", self.optimizer, OPTIMIZERS)
+        _check_choice("backend", self.backend, BACKENDS)
         _check_list("methods", self.methods)
         _check_list("seeds", self.seeds)
         for method in self.methods:

@@ -26,6 +26,7 @@ class RunFolder:
         self.figure = self.path / "figure.png"
         self._checkpoints = self.path / "checkpoints"
         self._masks = self.path / "masks"
+        self._backends = self.path / "backends"
         self._tensorboard = self.path / "tensorboard"
         self._lock = self.path / ".lock"
 
@@ -36,6 +37,10 @@ class RunFolder:
     def masks(self, method: str, seed: int) -> Path:
         """File of a run's masks."""
         return self._masks / f"{_file_name(method)}-{seed}.safetensors"
+
+    def backends(self, method: str, seed: int) -> Path:
+        """File of the backends that were measured to be the faster ones in a run."""
+        return self._backends / f"{_file_name(method)}-{seed}.json"
 
     def tensorboard(self, method: str, seed: int) -> Path:
         """Folder of a run's TensorBoard events."""
@@ -92,6 +97,7 @@ class RunFolder:
         for file in (self.records, self.figure):
             file.unlink(missing_ok=True)
         shutil.rmtree(self._masks, ignore_errors=True)
+        shutil.rmtree(self._backends, ignore_errors=True)
         shutil.rmtree(self._tensorboard, ignore_errors=True)
         self.config.unlink(missing_ok=True)
 

@@ -1,6 +1,5 @@
 """What a person sees while a job runs: a bar for the job, one for the current run, a line each."""
 
-import time
 from types import TracebackType
 
 from rich.console import Console
@@ -8,7 +7,6 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
-    TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -71,47 +69,3 @@ class TrainingProgress:
         """Leave a line above the bars."""
         if not self._bars.disable:
             self._bars.console.print(line)
-
-
-class ScoringProgress:
-    """One progress bar, in weights, on the error stream if that is a terminal, after two seconds.
-
-    Args:
-        console: Where to write.
-    """
-
-    def __init__(self, console: Console | None = None) -> None:
-        console = console or Console(stderr=True)
-        self._bars = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            TaskProgressColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        self._file = self._bars.add_task("")
-        self._begun = time.monotonic()
-
-    def __enter__(self) -> "ScoringProgress":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._bars.stop()
-
-    def start_file(self, title: str) -> None:
-        """Begin a file."""
-        self._bars.reset(self._file, description=title)
-
-    def advance(self, done: int, total: int) -> None:
-        """Move the bar of the current file."""
-        if time.monotonic() - self._begun > 2:
-            self._bars.start()
-        self._bars.update(self._file, completed=done, total=total)

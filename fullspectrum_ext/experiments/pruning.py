@@ -10,11 +10,11 @@ from torch import nn
 
 from fullspectrum_ext.experiments.data import DATASETS, Batches, load_data
 from fullspectrum_ext.experiments.methods import check_method, make_masks
-from fullspectrum_ext.experiments.models import MODELS, build_model
+from fullspectrum_ext.experiments.models import MODELS, Shape, build_model
 from fullspectrum_ext.experiments.state import read_state
 from fullspectrum_ext.masks import MaskSet
 
-_DIGITS: tuple[tuple[int, ...], int] = (1, 8, 8), 10  # where no data says otherwise
+_DIGITS: tuple[Shape, int] = (1, 8, 8), 10  # where no data says otherwise
 
 
 def prune_by_name(
@@ -48,7 +48,7 @@ def prune_by_name(
 
     Raises:
         TypeError: If the function for ``model`` returns something else.
-    """
+    """  # noqa: DOC502
     check_method(method)
     shape, classes = _DIGITS
     batches: Any = None
@@ -58,14 +58,7 @@ def prune_by_name(
         batches = list(Batches(dataset.train, 64, seed))
     elif data != "none":
         batches = _imported("data", data, DATASETS)
-    if model in MODELS:
-        network = build_model(model, shape, classes, seed)
-    else:
-        network = _imported("model", model, MODELS)
-        if not isinstance(network, nn.Module):
-            raise TypeError(
-                f"model: expected {model} to return a torch.nn.Module, got {type(network).__name__}"
-            )
+    network = model_by_name(model, shape, classes, seed)
     if weights is not None:
         _load_weights(network, weights)
     return make_masks(
@@ -78,6 +71,32 @@ def prune_by_name(
         seed=seed,
         progress=progress,
     )
+
+
+def model_by_name(model: str, shape: Shape, classes: int, seed: int) -> nn.Module:
+    """Build a model that is given by name or by import path.
+
+    Args:
+        model: Key of ``MODELS``, or ``package.module:function`` that returns a module.
+        shape: Shape of one input, for a model of ``MODELS``.
+        classes: Number of outputs, likewise.
+        seed: Of the initial weights, likewise.
+
+    Returns:
+        The model.
+
+    Raises:
+        TypeError: If the function returns something else.
+        ValueError: If there is none of this name.
+    """  # noqa: DOC502
+    if model in MODELS:
+        return build_model(model, shape, classes, seed)
+    network = _imported("model", model, MODELS)
+    if not isinstance(network, nn.Module):
+        raise TypeError(
+            f"model: expected {model} to return a torch.nn.Module, got {type(network).__name__}"
+        )
+    return network
 
 
 def _imported(argument: str, path: str, known: dict[str, Any]) -> Any:

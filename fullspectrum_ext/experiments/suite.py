@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from fullspectrum_ext.experiments.records import (
 from fullspectrum_ext.experiments.spectrum_logger import SpectrumLogger
 from fullspectrum_ext.experiments.training import Run, evaluate, reproducible
 from fullspectrum_ext.masks import MaskSet
-from fullspectrum_ext.nn import sparsify
+from fullspectrum_ext.nn import choose_backends, sparsify
 from fullspectrum_ext.spectral import full_spectrum
 
 
@@ -103,7 +104,7 @@ class _Job:
             masks, pruning_seconds = self._load_masks(state, method, seed), state["pruning_seconds"]
         self.progress.note(title)
         if method != DENSE:
-            model = sparsify(model, masks)
+            model = sparsify(model, masks, backend=self._backends(model, masks, method, seed))
         run = Run(self.config, self.dataset, model, seed)
         facts = {
             "config": self.config.digest(),
@@ -172,6 +173,19 @@ class _Job:
         if masks.digest() != state["masks"]:
             raise ValueError(f"{path}: not the masks that this run was trained with")
         return masks
+
+    def _backends(
+        self, model: nn.Module, masks: MaskSet, method: str, seed: int
+    ) -> str | Mapping[str, str]:
+        # A measured choice is written down before anything builds on it: another measurement may
+        # choose otherwise, and a resumed run would not repeat bit for bit.
+        if self.config.backend != "measured":
+            return self.config.backend
+        path = self.folder.backends(method, seed)
+        if not path.is_file():
+            choices = choose_backends(model, masks, self.dataset.train.x[: self.config.batch_size])
+            write_json(path, {name: choice.backend for name, choice in choices.items()})
+        return read_json(path)
 
     def _judge(self, run: Run, masks: MaskSet, seed: int) -> dict[str, Any]:
         """The figures of a finished run."""

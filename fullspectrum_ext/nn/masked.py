@@ -1,42 +1,91 @@
 """Dense layers whose masked weights are exactly zero, whatever the optimizer does."""
 
+from typing import Any, cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fullspectrum_ext import _checks
+from fullspectrum_ext import _checks, ops  # noqa: F401 (ops registers the operators)
 
 
-def _mask_weight(layer: "MaskedLinear | MaskedConv2d", mask: Tensor) -> None:
-    """Give a layer its mask, and zero the weights that it removes."""
-    _checks.check_tensor("mask", mask)
-    if mask.dtype != torch.bool:
-        raise TypeError(f"mask: expected bool, got {mask.dtype}")
-    if mask.shape != layer.weight.shape:
-        raise ValueError(
-            f"mask: expected the weight's shape {tuple(layer.weight.shape)}, "
-            f"got {tuple(mask.shape)}"
-        )
-    layer.register_buffer("mask", mask.detach().to(layer.weight.device, copy=True))
-    with torch.no_grad():
-        layer.weight.masked_fill_(~layer.mask, 0)
+class _KeepMasked(torch.autograd.Function):
+    """The weight itself forward; backward its gradient with zeros where the mask removes.
+
+    Nothing is computed forward, and the gradient is masked where it lies: one pass over memory a
+    step, where a product with the mask would take five and a copy of the weight.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, mask: Tensor) -> Tensor:
+        ctx.save_for_backward(mask)
+        return weight.view_as(weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (mask,) = ctx.saved_tensors
+        # In place only where nobody differentiates through it. The gradient is the layer's own: its
+        # product with the weight is the only use of this function's result.
+        if torch.is_grad_enabled() or not grad.is_contiguous():
+            return torch.where(mask, grad, 0), None
+        torch.ops.fullspectrum.keep_masked_.default(grad, mask)
+        return grad, None
 
 
-def _masked_weight(layer: "MaskedLinear | MaskedConv2d") -> Tensor:
-    # where, not a product: a removed weight's gradient is then 0 even beside an overflow
-    return torch.where(layer.mask, layer.weight, 0)
+class _Masked(nn.Module):
+    """What the masked layers share: a mask as buffer, and zeros under it."""
+
+    weight: Tensor
+    mask: Tensor
+
+    def _set_mask(self, mask: Tensor) -> None:
+        _checks.check_tensor("mask", mask)
+        if mask.dtype != torch.bool:
+            raise TypeError(f"mask: expected bool, got {mask.dtype}")
+        if mask.shape != self.weight.shape:
+            raise ValueError(
+                f"mask: expected the weight's shape {tuple(self.weight.shape)}, "
+                f"got {tuple(mask.shape)}"
+            )
+        mask = mask.detach().to(self.weight.device, copy=True).contiguous()
+        self.register_buffer("mask", mask)
+        self.zero_removed_()
+
+    @torch.no_grad()
+    def zero_removed_(self) -> None:
+        """Set the removed weights to zero again.
+
+        Needed only after something other than a step along the weight's own gradient has written
+        to them: noise added to all weights, an optimizer that mixes the entries of a matrix (Muon).
+        ``optimizer.register_step_post_hook(lambda *_: layer.zero_removed_())`` does it every step.
+        """
+        self.weight.copy_(torch.where(self.mask, self.weight, 0))
+
+    def _masked_weight(self) -> Tensor:
+        # A graph compiler, and torch.func, want plain operations to look into. A function with
+        # setup_context would serve torch.func too, at four times the cost of a call.
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+            return torch.where(self.mask, self.weight, 0)
+        return cast(Tensor, _KeepMasked.apply(self.weight, self.mask))
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        """Load, then zero whatever lies under the mask."""
+        super()._load_from_state_dict(*args, **kwargs)
+        self.zero_removed_()
+
+    def extra_repr(self) -> str:
+        """Describe the layer in one line."""
+        nnz, numel = int(self.mask.sum()), self.mask.numel()
+        return f"{super().extra_repr()}, nnz={nnz}, density={nnz / max(numel, 1):.4g}"
 
 
-def _describe(layer: "MaskedLinear | MaskedConv2d", described: str) -> str:
-    nnz, numel = int(layer.mask.sum()), layer.mask.numel()
-    return f"{described}, nnz={nnz}, density={nnz / max(numel, 1):.4g}"
-
-
-class MaskedLinear(nn.Linear):
+class MaskedLinear(_Masked, nn.Linear):
     r"""A dense linear layer with a mask on its weight: :math:`y = x (W \circ M)^\top + b`.
 
-    The removed weights are zero from the start and have zero gradient, so that no optimizer moves
-    them. It computes what :class:`SparseLinear` does at the cost of the dense layer.
+    The removed weights are zero from the start and have zero gradient, so that no optimizer which
+    moves a weight by its own gradient and state moves them: momentum, weight decay and adaptive
+    rates all leave zero at zero. It computes what :class:`SparseLinear` does at the cost of the
+    dense layer.
 
     Args:
         layer: The linear layer to mask; its parameters become this layer's own.
@@ -52,30 +101,24 @@ class MaskedLinear(nn.Linear):
         True
     """
 
-    mask: Tensor
-
     def __init__(self, layer: nn.Linear, mask: Tensor) -> None:
         # on the meta device, so that no random number is drawn for weights that are not used
         super().__init__(
             layer.in_features, layer.out_features, layer.bias is not None, device="meta"
         )
         self.weight, self.bias = layer.weight, layer.bias
-        _mask_weight(self, mask)
+        self._set_mask(mask)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to ``x``, ``[..., in_features]``."""
-        return functional.linear(x, _masked_weight(self), self.bias)
-
-    def extra_repr(self) -> str:
-        """Describe the layer in one line."""
-        return _describe(self, super().extra_repr())
+        return functional.linear(x, self._masked_weight(), self.bias)
 
 
-class MaskedConv2d(nn.Conv2d):
+class MaskedConv2d(_Masked, nn.Conv2d):
     """A dense 2-d convolution with a mask on its weight.
 
-    The removed weights are zero from the start and have zero gradient, so that no optimizer moves
-    them.
+    The removed weights are zero from the start and have zero gradient, as in
+    :class:`MaskedLinear`.
 
     Args:
         layer: The convolution to mask; its parameters become this layer's own.
@@ -91,8 +134,6 @@ class MaskedConv2d(nn.Conv2d):
         2
     """
 
-    mask: Tensor
-
     def __init__(self, layer: nn.Conv2d, mask: Tensor) -> None:
         super().__init__(
             layer.in_channels,
@@ -107,12 +148,8 @@ class MaskedConv2d(nn.Conv2d):
             device="meta",
         )
         self.weight, self.bias = layer.weight, layer.bias
-        _mask_weight(self, mask)
+        self._set_mask(mask)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to ``x``, ``[batch, in_channels, height, width]``."""
-        return self._conv_forward(x, _masked_weight(self), self.bias)
-
-    def extra_repr(self) -> str:
-        """Describe the layer in one line."""
-        return _describe(self, super().extra_repr())
+        return self._conv_forward(x, self._masked_weight(), self.bias)

@@ -9,15 +9,26 @@ from torch.nn.parameter import is_lazy
 
 from fullspectrum_ext import _checks
 from fullspectrum_ext.masks import as_mask
+from fullspectrum_ext.nn._sparse_layer import SparseLayer
+from fullspectrum_ext.nn.backend import (
+    AUTO,
+    MASKED,
+    SPARSE,
+    Choice,
+    choose_by_measurement,
+    choose_by_rule,
+)
 from fullspectrum_ext.nn.masked import MaskedConv2d, MaskedLinear
+from fullspectrum_ext.nn.sparse_conv2d import SparseConv2d
 from fullspectrum_ext.nn.sparse_linear import SparseLinear
 from fullspectrum_ext.ops import csr_to_dense
 
-_BACKENDS = ("auto", "sparse", "masked")
+_BACKENDS = (AUTO, SPARSE, MASKED)
 # Exactly these types: a subclass may compute something else with its weight.
 _LINEAR = (nn.Linear, MaskedLinear)
 _CONV2D = (nn.Conv2d, MaskedConv2d)
 _SPARSE_FIELDS = ("values", "crow_indices", "col_indices")
+_CONV2D_ARGUMENTS = ("stride", "padding", "dilation", "groups", "padding_mode")
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -26,7 +37,8 @@ def sparsify(
     model: Model,
     masks: Mapping[str, Tensor],
     *,
-    backend: str = "auto",
+    backend: str | Mapping[str, str] = AUTO,
+    example: Tensor | tuple[Any, ...] | None = None,
     allow_empty: bool = False,
 ) -> Model:
     """Make a model sparse: replace its masked ``Linear`` and ``Conv2d`` layers in place.
@@ -38,9 +50,11 @@ def sparsify(
         model: The model. Nothing in it is changed when an argument is refused.
         masks: For each weight to mask, named as in ``model.named_parameters()``, a tensor of its
             shape: True or 1 keeps, False or 0 removes.
-        backend: ``"sparse"`` stores and touches the kept weights only (``Linear``). ``"masked"``
-            keeps dense layers whose removed weights stay exactly zero. ``"auto"`` takes the first
-            for ``Linear`` and the second for ``Conv2d``.
+        backend: ``"sparse"`` stores and touches the kept weights only. ``"masked"`` keeps dense
+            layers whose removed weights stay exactly zero. ``"auto"`` takes for each layer the
+            faster one, see :func:`choose_backends`. A mapping says it for each name of ``masks``.
+        example: With ``"auto"``: input of the model, a tensor or a tuple of all its arguments. The
+            choice is then measured at the layers' real shapes; without it, a rule decides.
         allow_empty: Accept a mask that keeps no weight at all.
 
     Returns:
@@ -50,41 +64,67 @@ def sparsify(
         TypeError: If ``masks`` is no mapping of names to tensors.
         ValueError: If a name is not a parameter of the model, or is shared, uninitialised or not
             the weight of a plain ``Linear`` or ``Conv2d``; if a mask has another shape, holds
-            other values than 0 and 1 or keeps nothing; if ``backend`` is unknown, or
-            ``"sparse"`` for a convolution.
+            other values than 0 and 1 or keeps nothing; if ``backend`` is unknown or leaves out a
+            mask; if ``example`` does not fit the model or is given for another backend.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
-        >>> sparsify(model, {"0.weight": torch.eye(3, 4).bool()})
+        >>> sparsify(model, {"0.weight": torch.eye(3, 4).bool()}, backend="sparse")
         Sequential(
           (0): SparseLinear(in_features=4, out_features=3, nnz=3, density=0.25, bias=True)
           (1): ReLU()
           (2): Linear(in_features=3, out_features=2, bias=True)
         )
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-    if not isinstance(masks, Mapping):
-        raise TypeError(
-            f"masks: expected a mapping of names to tensors, got {type(masks).__name__}"
-        )
-    if backend not in _BACKENDS:
-        raise ValueError(f"backend: expected one of {', '.join(_BACKENDS)}, got {backend!r}")
-    uses = _uses(model)
-    chosen = {}
-    for name, mask in masks.items():
-        layer = _layer_to_mask(model, name, uses)
-        if backend == "sparse" and isinstance(layer, nn.Conv2d):
-            raise ValueError(
-                f"masks[{name!r}]: backend='sparse' is for Linear layers, and this is a Conv2d: "
-                "convolutions are dense-masked in this version, take 'auto' or 'masked'"
-            )
-        chosen[name] = (layer, _mask_of(name, mask, layer.weight, allow_empty))
+    chosen = _layers_to_mask(model, masks, allow_empty)
+    backends = _backends(model, chosen, backend, example)
     layers = {
-        _layer_name(name): _sparse_layer(layer, mask, backend)
+        _layer_name(name): _sparse_layer(layer, mask, backends[name])
         for name, (layer, mask) in chosen.items()
     }
     return _replace(model, layers)
+
+
+def choose_backends(
+    model: nn.Module,
+    masks: Mapping[str, Tensor],
+    example: Tensor | tuple[Any, ...] | None = None,
+    *,
+    allow_empty: bool = False,
+) -> dict[str, Choice]:
+    """Choose for each masked layer between the truly sparse and the dense, masked one.
+
+    With ``example`` the model runs once in evaluation mode, which changes nothing in it. Then a
+    training step (forward and both gradients) of each layer is timed in both forms at the shapes
+    seen, for 0.3 seconds, and the truly sparse one is taken where it was the faster in three of
+    four rounds at least. The times are kept in ``fullspectrum_ext/backends.json`` in the user's
+    cache folder (``XDG_CACHE_HOME``), by layer, shapes, density, threads, machine and versions: a
+    layer is measured once. Without ``example`` a rule decides, the same on every machine:
+    truly sparse from a size and a sparsity on.
+
+    Args:
+        model: The dense model; it is not changed.
+        masks: As for :func:`sparsify`.
+        example: Input of the model: a tensor, or a tuple of all its arguments.
+        allow_empty: Accept a mask that keeps no weight at all.
+
+    Returns:
+        For each name of ``masks`` the choice: ``backend``, ``sparse_seconds``, ``masked_seconds``.
+
+    Raises:
+        TypeError: If ``masks`` or ``example`` are of a wrong type.
+        ValueError: As for :func:`sparsify`.
+
+    Example:
+        >>> model = nn.Linear(300, 300)
+        >>> masks = {"weight": torch.rand(300, 300) < 0.1}
+        >>> choose_backends(model, masks)["weight"].backend
+        'sparse'
+    """
+    chosen = _layers_to_mask(model, masks, allow_empty)
+    if example is not None:
+        return choose_by_measurement(model, chosen, example, _sparse_layer)
+    return {name: Choice(choose_by_rule(layer, mask)) for name, (layer, mask) in chosen.items()}
 
 
 def densify(model: Model) -> Model:
@@ -105,7 +145,7 @@ def densify(model: Model) -> Model:
     dense = {
         module: _dense_layer(module)
         for module in model.modules()
-        if isinstance(module, (SparseLinear, MaskedLinear, MaskedConv2d))
+        if isinstance(module, (SparseLayer, MaskedLinear, MaskedConv2d))
     }
     # one layer may stand in several places
     named = model.named_modules(remove_duplicate=False)
@@ -132,8 +172,9 @@ def load_sparse_state_dict(model: Model, state_dict: Mapping[str, Any]) -> Model
             not a CSR matrix or mask of its weight's shape.
 
     Example:
-        >>> sparse = sparsify(nn.Sequential(nn.Linear(3, 2)), {"0.weight": torch.ones(2, 3)})
-        >>> load_sparse_state_dict(nn.Sequential(nn.Linear(3, 2)), sparse.state_dict())
+        >>> model, masks = nn.Sequential(nn.Linear(3, 2)), {"0.weight": torch.ones(2, 3)}
+        >>> state = sparsify(model, masks, backend="sparse").state_dict()
+        >>> load_sparse_state_dict(nn.Sequential(nn.Linear(3, 2)), state)
         Sequential(
           (0): SparseLinear(in_features=3, out_features=2, nnz=6, density=1, bias=True)
         )
@@ -153,7 +194,11 @@ def load_sparse_state_dict(model: Model, state_dict: Mapping[str, Any]) -> Model
             backends[name] = "sparse"
             del expected[name]
             expected.update({key[: -len(field)] + entry: None for entry in _SPARSE_FIELDS})
-            expected[key[: -len(field)] + "in_features"] = torch.Size([])
+            is_conv2d = isinstance(layer, nn.Conv2d)
+            size = (
+                ("weight_shape", torch.Size([4])) if is_conv2d else ("in_features", torch.Size([]))
+            )
+            expected[key[: -len(field)] + size[0]] = size[1]
         elif field == "mask" and name in expected and key not in expected:
             layer = _layer_to_mask(model, name, uses)
             masks[name] = _mask_of(name, state_dict[key], layer.weight, allow_empty=True)
@@ -170,6 +215,51 @@ def load_sparse_state_dict(model: Model, state_dict: Mapping[str, Any]) -> Model
 
 
 # ---- finding and checking ----------------------------------------------------------------------
+
+
+def _layers_to_mask(
+    model: nn.Module, masks: Mapping[str, Tensor], allow_empty: bool
+) -> dict[str, tuple[Any, Tensor]]:
+    """Return for each name of ``masks`` the dense layer and its mask, all checked."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    if not isinstance(masks, Mapping):
+        raise TypeError(
+            f"masks: expected a mapping of names to tensors, got {type(masks).__name__}"
+        )
+    uses = _uses(model)
+    chosen = {}
+    for name, mask in masks.items():
+        layer = _layer_to_mask(model, name, uses)
+        chosen[name] = (layer, _mask_of(name, mask, layer.weight, allow_empty))
+    return chosen
+
+
+def _backends(
+    model: nn.Module,
+    chosen: Mapping[str, tuple[Any, Tensor]],
+    backend: str | Mapping[str, str],
+    example: Any,
+) -> Mapping[str, str]:
+    """Return for each name the backend asked for or chosen."""
+    if example is not None and backend != AUTO:
+        raise ValueError(f"example: expected with backend='auto' only, got backend={backend!r}")
+    if isinstance(backend, Mapping):
+        if set(backend) != set(chosen):
+            names = ", ".join(sorted(set(backend) ^ set(chosen)))
+            raise ValueError(f"backend: expected the names of masks, in one only are: {names}")
+        for name, value in backend.items():
+            if value not in {SPARSE, MASKED}:
+                raise ValueError(f"backend[{name!r}]: expected sparse or masked, got {value!r}")
+        return backend
+    if backend not in _BACKENDS:
+        raise ValueError(f"backend: expected one of {', '.join(_BACKENDS)}, got {backend!r}")
+    if backend != AUTO:
+        return dict.fromkeys(chosen, backend)
+    choices = choose_backends(
+        model, {name: mask for name, (_, mask) in chosen.items()}, example, allow_empty=True
+    )
+    return {name: choice.backend for name, choice in choices.items()}
 
 
 def _uses(model: nn.Module) -> dict[str, int]:
@@ -237,17 +327,14 @@ def _mask_of_fields(state_dict: Mapping[str, Any], prefix: str, layer: Any) -> T
     if missing:
         raise ValueError(f"state_dict: missing keys {', '.join(missing)}")
     values, crow_indices, col_indices = (state_dict[prefix + field] for field in _SPARSE_FIELDS)
-    if not isinstance(layer, nn.Linear):
-        raise ValueError(
-            f"state_dict: {prefix}values is a sparse Linear, the model has {type(layer).__name__}"
-        )
-    shape = (layer.out_features, layer.in_features)
+    shape = (layer.weight.shape[0], layer.weight.shape[1:].numel())
     try:
         _checks.check_csr(crow_indices, col_indices, shape, values, validate=True)
     except (TypeError, ValueError) as error:
         raise ValueError(f"state_dict: {prefix}{error}") from error
     ones = torch.ones(values.shape, dtype=torch.bool, device=values.device)
-    return csr_to_dense(crow_indices, col_indices, ones, shape).to(layer.weight.device)
+    mask = csr_to_dense(crow_indices, col_indices, ones, shape)
+    return mask.view(layer.weight.shape).to(layer.weight.device)
 
 
 def _check_keys(expected: Mapping[str, torch.Size | None], state_dict: Mapping[str, Any]) -> None:
@@ -268,11 +355,15 @@ def _check_keys(expected: Mapping[str, torch.Size | None], state_dict: Mapping[s
 
 
 def _sparse_layer(layer: Any, mask: Tensor, backend: str) -> nn.Module:
-    if isinstance(layer, nn.Conv2d):
-        return _like(layer, MaskedConv2d(layer, mask))
-    if backend == "masked":
-        return _like(layer, MaskedLinear(layer, mask))
-    sparse = SparseLinear.from_dense(layer.weight, mask, layer.bias)
+    is_conv2d = isinstance(layer, nn.Conv2d)
+    if backend == MASKED:
+        return _like(layer, (MaskedConv2d if is_conv2d else MaskedLinear)(layer, mask))
+    sparse: SparseLayer
+    if is_conv2d:
+        arguments = {name: getattr(layer, name) for name in _CONV2D_ARGUMENTS}
+        sparse = SparseConv2d.from_dense(layer.weight, mask, layer.bias, **arguments)
+    else:
+        sparse = SparseLinear.from_dense(layer.weight, mask, layer.bias)
     sparse.values.requires_grad_(layer.weight.requires_grad)
     return _like(layer, sparse)
 
@@ -281,21 +372,17 @@ def _dense_layer(layer: Any) -> nn.Module:
     # on the meta device, so that no random number is drawn for weights that are not used
     with torch.device("meta"):
         dense: Any
-        if isinstance(layer, MaskedConv2d):
+        if isinstance(layer, (SparseConv2d, MaskedConv2d)):
             dense = nn.Conv2d(
                 layer.in_channels,
                 layer.out_channels,
                 layer.kernel_size,  # type: ignore[arg-type]
-                layer.stride,  # type: ignore[arg-type]
-                layer.padding,  # type: ignore[arg-type]
-                layer.dilation,  # type: ignore[arg-type]
-                layer.groups,
-                layer.bias is not None,
-                layer.padding_mode,
+                bias=layer.bias is not None,
+                **{name: getattr(layer, name) for name in _CONV2D_ARGUMENTS},
             )
         else:
             dense = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None)
-    if isinstance(layer, SparseLinear):
+    if isinstance(layer, SparseLayer):
         weight = layer.to_dense().detach()
         dense.weight = nn.Parameter(weight, requires_grad=layer.values.requires_grad)
     else:

@@ -13,12 +13,14 @@ from fullspectrum_ext.ops.dense_grad_topk import (
     conv2d_dense_grad_topk,
     dense_grad_topk,
 )
+from fullspectrum_ext.ops.keep_masked import keep_masked_
 from fullspectrum_ext.ops.regular_subgraphs import RegularSubgraph, regular_subgraphs
 from fullspectrum_ext.ops.singular_values import (
     SingularValues,
     singular_values,
     subgraph_singular_values,
 )
+from fullspectrum_ext.ops.sparse_conv2d import sparse_conv2d
 from fullspectrum_ext.ops.sparse_linear import sparse_linear
 from fullspectrum_ext.ops.topology_update import (
     TopologyUpdate,

@@ -41,9 +41,9 @@ def singular_values(
 ) -> SingularValues:
     r"""Compute the leading singular values of a CSR matrix, or of a list of them.
 
-    On the CPU, for up to two values (any number where one side has at most 64 nodes): the block
-    Lanczos iteration in ``float64`` on the Gram matrix :math:`G` of the shorter side, which is
-    counted from bits for a mask, summed from the sparse entries, or applied as two sparse products,
+    For up to two values (any number where one side has at most 64 nodes): the block Lanczos
+    iteration in ``float64`` on the Gram matrix :math:`G` of the shorter side, which is counted from
+    bits for a mask, summed from the sparse entries, or applied as two sparse products,
     whichever a model of the cost finds cheapest. For an eigenvalue :math:`\theta` of
     :math:`G` found with the vector :math:`y`
 
@@ -54,9 +54,9 @@ def singular_values(
     with the residual computed at the end and :math:`\varepsilon` for the rounding of forming
     :math:`G` and multiplying with it. Where that bound would exceed ``tol`` (a value far below the
     first, of which squaring leaves little), where leading values nearly coincide, where entries are
-    stored twice, for more values, and on CUDA: block Golub-Kahan-Lanczos bidiagonalisation of the
-    matrix itself, so that a value of zero comes out as zero and not as :math:`10^{-8}`. Its values
-    come with unit vectors :math:`u, v` and the bound
+    stored twice, and for more values: block Golub-Kahan-Lanczos bidiagonalisation of the matrix
+    itself, so that a value of zero comes out as zero and not as :math:`10^{-8}`. Its values come
+    with unit vectors :math:`u, v` and the bound
 
     .. math:: |\sigma - \sigma_j| \le
         \tfrac{1}{\sqrt 2}\,\bigl\|\,(A v - \sigma u,\; A^T u - \sigma v)\,\bigr\| + \varepsilon .
@@ -67,6 +67,11 @@ def singular_values(
     the projected matrix, a second one sums the vectors, in the memory of ten vectors and of a few
     sums a column. The number of steps grows as the leading values draw together; after 4096 of them
     the values come with the bounds reached by then, which may exceed ``tol``.
+
+    On CUDA one sequence of launches solves all matrices, a block of threads each, and the device
+    decides between the two iterations: the native operator never waits for it. Weighted Gram
+    matrices of more than 64 rows are stored in ``float32`` there; vectors, residuals and bounds are
+    ``float64`` and come from the matrix itself.
 
     What is certain and what is likely: that a singular value lies within the bound is certain. That
     it is the i-th one is certain too where the matrix has at most 64 rows or columns that are not

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from fullspectrum_ext import _checks
+from fullspectrum_ext.ops._arguments import check_operands, register_autocast, transpose_fields
 from fullspectrum_ext.ops.csr import CsrTranspose, csr_transpose
 
 _OPERATORS = torch.ops.fullspectrum
@@ -64,27 +65,7 @@ def sparse_linear(
         raise ValueError("x: expected at least one dimension, got a scalar")
     shape = (out_features, x.shape[-1])
     _checks.check_csr(crow_indices, col_indices, shape, values, validate=validate)
-    if bias is not None:
-        _checks.check_tensor("bias", bias)
-        _checks.check_values("bias", bias)
-        if bias.shape != (out_features,):
-            raise ValueError(
-                f"bias: expected shape ({out_features},), one for each of out_features, "
-                f"got {tuple(bias.shape)}"
-            )
-    if _autocasts(x.device.type):
-        # the dtypes will be made to agree, so only the devices are compared
-        _check_device("values", values, x)
-        if bias is not None:
-            _check_device("bias", bias, x)
-    else:
-        _checks.check_same("values", values, "x", x)
-        if bias is not None:
-            _checks.check_same("bias", bias, "x", x)
-    ccol_indices = row_indices = permutation = None
-    if transpose is not None:
-        _check_transpose(transpose, col_indices, x.shape[-1])
-        ccol_indices, row_indices, permutation = transpose
+    check_operands(x, values, bias, "out_features", out_features)
     return _OPERATORS.sparse_linear.default(
         x,
         values,
@@ -92,32 +73,8 @@ def sparse_linear(
         col_indices,
         out_features,
         bias,
-        ccol_indices,
-        row_indices,
-        permutation,
+        *transpose_fields(transpose, col_indices, x.shape[-1]),
     )
-
-
-def _autocasts(device_type: str) -> bool:
-    # some devices (meta) know no autocast, and asking for its state is an error there
-    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
-
-
-def _check_device(name: str, tensor: Tensor, x: Tensor) -> None:
-    if tensor.device != x.device:
-        raise ValueError(f"{name} is on {tensor.device} but x is on {x.device}")
-
-
-def _check_transpose(transpose: CsrTranspose, col_indices: Tensor, cols: int) -> None:
-    ccol_indices, row_indices, permutation = transpose
-    nnz = col_indices.shape[0]
-    lengths = (ccol_indices.shape[0], row_indices.shape[0], permutation.shape[0])
-    if lengths != (cols + 1, nnz, nnz):
-        raise ValueError(
-            f"transpose: expected the csr_transpose of a matrix with {cols} columns and {nnz} "
-            f"entries, of lengths {(cols + 1, nnz, nnz)}, got {lengths}"
-        )
-    _checks.check_same("transpose", row_indices, "col_indices", col_indices)
 
 
 # ---- shapes ------------------------------------------------------------------------------------
@@ -270,25 +227,4 @@ _register_autograd("sparse_linear", _SparseLinear, 9)
 _register_autograd("sparse_linear_backward", _SparseLinearBackward, 9)
 
 
-# ---- autocast ----------------------------------------------------------------------------------
-
-
-def _register_autocast(device_type: str, key: str) -> None:
-    # torch.library.register_autocast fixes one dtype; this follows the one that is active.
-    def cast(tensor: Tensor | None) -> Tensor | None:
-        if tensor is None or not tensor.is_floating_point() or tensor.dtype == torch.float64:
-            return tensor
-        return tensor.to(torch.get_autocast_dtype(device_type))
-
-    def kernel(x, values, crow_indices, col_indices, out_features, bias=None, *transposed):  # type: ignore[no-untyped-def]
-        x, values, bias = cast(x), cast(values), cast(bias)
-        with torch.autocast(device_type, enabled=False):
-            return _OPERATORS.sparse_linear.default(
-                x, values, crow_indices, col_indices, out_features, bias, *transposed
-            )
-
-    _LIBRARY.impl("sparse_linear", kernel, key)
-
-
-_register_autocast("cpu", "AutocastCPU")
-_register_autocast("cuda", "AutocastCUDA")
+register_autocast("sparse_linear")

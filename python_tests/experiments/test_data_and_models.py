@@ -59,7 +59,7 @@ def test_models_depend_on_the_seed_alone(name):
         strict=True,
     ):
         assert torch.equal(weight, twin)
-        assert torch.equal(weight, stranger) == key.endswith("bias")
+        assert torch.equal(weight, stranger) == ("bn" in key or key.endswith("bias"))
     assert one(torch.zeros(3, 1, 8, 8)).shape == (3, 10)
 
 
@@ -67,6 +67,57 @@ def test_weights_have_the_variance_of_he():
     weight = build_model("mlp", (1, 8, 8), 10, 0).fc2.weight
 
     assert weight.var().item() == pytest.approx(2 / 300, rel=0.03)
+
+
+# fc1 to fc4 by hand; ResNet-20 as in He et al. 2016, table 6 (0.27 M), of width 64 nearly 16 times
+# that; VGG-16 on CIFAR with one linear layer is quoted as 14.7 M
+@pytest.mark.parametrize(
+    ("name", "parameters", "layers"),
+    [
+        ("mlp-4096", 4096 * (3072 + 2 * 4096 + 10) + 3 * 4096 + 10, 4),
+        ("resnet20", 269_722, 20),
+        ("resnet20-64", 4_286_026, 20),
+        ("vgg16", 14_724_042, 14),
+    ],
+)
+def test_models_have_the_published_size(name, parameters, layers):
+    with torch.device("meta"):
+        model = MODELS[name]((3, 32, 32), 10)
+
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+    kinds = (torch.nn.Linear, torch.nn.Conv2d)
+    assert sum(isinstance(module, kinds) for module in model.modules()) == layers
+    assert model(torch.zeros(2, 3, 32, 32, device="meta")).shape == (2, 10)
+
+
+def test_the_stages_of_resnet20_halve_the_image_and_double_the_channels():
+    model, x = build_model("resnet20", (3, 32, 32), 10, 0), torch.zeros(1, 3, 32, 32)
+    shapes = []
+    for name, layer in model.named_children():
+        x = layer(x)
+        if name.startswith("layer"):
+            shapes.append(tuple(x.shape[1:]))
+    assert shapes == [(16, 32, 32), (32, 16, 16), (64, 8, 8)]
+
+
+def test_the_way_around_a_block_of_resnet20_is_the_input_itself():
+    block = build_model("resnet20", (3, 32, 32), 10, 0).layer2[0]
+    torch.nn.init.zeros_(block.conv2.weight)
+    x = torch.rand(2, 16, 7, 8)
+
+    found = block(x)
+
+    assert torch.equal(found[:, 8:24], x[:, :, ::2, ::2])
+    assert not found[:, :8].any()
+    assert not found[:, 24:].any()
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32), (2, 5, 7), (1, 1, 1)])
+@pytest.mark.parametrize("name", ["resnet20", "vgg16"])
+def test_image_models_take_images_of_any_size(name, shape):
+    with torch.device("meta"):
+        model = MODELS[name](shape, 3)
+    assert model(torch.zeros(2, *shape, device="meta")).shape == (2, 3)
 
 
 def test_registries_name_the_defaults():

@@ -41,7 +41,7 @@ def test_every_way_to_store_a_sparse_network_scores_the_same(tmp_path, masks, ki
             layer = model.get_submodule(name.removesuffix(".weight"))
             torch_prune.custom_from_mask(layer, "weight", mask)
     elif kind in {"sparse", "safetensors"}:
-        model = fs.sparsify(model, masks)
+        model = fs.sparsify(model, masks, backend="sparse")
     else:
         masks.apply(model)
     if kind == "safetensors":

@@ -5,8 +5,9 @@ import pytest
 import torch
 from jobs import SMALL, outcome
 
-from fullspectrum_ext.experiments import RunFolder, train
+from fullspectrum_ext.experiments import RunFolder, TrainConfig, data, suite, train
 from fullspectrum_ext.experiments.progress import TrainingProgress
+from fullspectrum_ext.nn import Choice
 
 
 class _Killed(BaseException):
@@ -64,8 +65,6 @@ def test_an_interrupted_job_ends_as_an_uninterrupted_one(
         "before checkpoint": ("save_checkpoint", False),
         "after checkpoint": ("save_checkpoint", True),
     }[moment]
-    import fullspectrum_ext.experiments.suite as suite
-
     whole = getattr(suite, name)
     left = [epochs]
 
@@ -88,8 +87,6 @@ def test_an_interrupted_job_ends_as_an_uninterrupted_one(
 
 
 def test_a_finished_job_is_shown_and_not_run_again(uninterrupted, monkeypatch):
-    import fullspectrum_ext.experiments.suite as suite
-
     monkeypatch.setattr(suite, "load_data", None)  # a job that ran would call it
     before = {file: file.stat().st_mtime_ns for file in uninterrupted.rglob("*.*")}
 
@@ -187,3 +184,61 @@ def test_progress_without_a_console_says_nothing(tmp_path, capsys):
     )
 
     assert capsys.readouterr() == ("", "")
+
+
+# ---- convolutions and backends -------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_images(monkeypatch):
+    """Forty images of CIFAR's shape, in four classes that can be told apart."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(40) % 4
+    x = torch.randn(40, 3, 32, 32, generator=generator) + y.view(-1, 1, 1, 1)
+    split = data.Split(x, y)
+    dataset = data.Dataset(split, split, split, 4)
+    monkeypatch.setitem(data.DATASETS, "images", lambda: dataset)
+
+
+@pytest.mark.parametrize("model", ["resnet20", "vgg16"])
+def test_the_networks_of_the_field_are_pruned_and_trained(tmp_path, small_images, model):
+    config = TrainConfig(
+        data="images", model=model, methods=("magnitude",), seeds=(0,), epochs=2, batch_size=20
+    )
+    (run,) = train(config, RunFolder(tmp_path / "run"))["runs"]
+    assert run["sparsity"] == pytest.approx(0.95, abs=1e-5)
+
+
+def test_residual_networks_learn_digits(tmp_path):
+    config = TrainConfig(
+        model="resnet20", methods=("erk",), sparsity=0.8, seeds=(0,), epochs=2, batch_size=64
+    )
+    (run,) = train(config, RunFolder(tmp_path / "run"))["runs"]
+    assert run["test_accuracy"] > 0.3
+
+
+def test_measured_backends_are_kept_with_the_run_and_used_again(tmp_path, monkeypatch):
+    config = dataclasses.replace(SMALL, methods=("snip",), seeds=(0,), backend="measured")
+    asked = []
+
+    def choose(model, masks, example):
+        asked.append(tuple(example.shape))
+        names = list(masks)
+        return {n: Choice("sparse" if n == names[0] else "masked", 1.0, 2.0) for n in names}
+
+    monkeypatch.setattr(suite, "choose_backends", choose)
+    train(config, RunFolder(tmp_path / "whole"))
+    assert asked == [(256, 1, 8, 8)]
+    state = torch.load(RunFolder(tmp_path / "whole").checkpoint("snip", 0), weights_only=True)
+    assert "fc1.values" in state["model"]
+    assert "fc2.mask" in state["model"]
+
+    whole = suite.append_record
+    monkeypatch.setattr(suite, "append_record", lambda *_: (_ for _ in ()).throw(_Killed))
+    with pytest.raises(_Killed):
+        train(config, RunFolder(tmp_path / "run"))
+    monkeypatch.setattr(suite, "append_record", whole)
+    monkeypatch.setattr(suite, "choose_backends", None)  # it is not asked again
+    train(config, RunFolder(tmp_path / "run"))
+
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")

@@ -8,6 +8,7 @@ from torch.nn.utils import prune
 from fullspectrum_ext.nn import (
     MaskedConv2d,
     MaskedLinear,
+    SparseConv2d,
     SparseLinear,
     densify,
     load_sparse_state_dict,
@@ -54,10 +55,14 @@ def images(batch=6):
 
 
 @pytest.mark.parametrize(
-    ("backend", "linear"),
-    [("auto", SparseLinear), ("masked", MaskedLinear)],
+    ("backend", "conv", "linear"),
+    [
+        ("sparse", SparseConv2d, SparseLinear),
+        ("masked", MaskedConv2d, MaskedLinear),
+        ("auto", MaskedConv2d, MaskedLinear),  # all of them are small
+    ],
 )
-def test_the_masked_layers_and_only_those_are_replaced(backend, linear):
+def test_the_masked_layers_and_only_those_are_replaced(backend, conv, linear):
     model = Net().eval()
     masks = masks_of(model)
     dense = applied(model, masks)
@@ -67,7 +72,7 @@ def test_the_masked_layers_and_only_those_are_replaced(backend, linear):
 
     assert result is model
     kinds = [type(model.get_submodule(n)) for n in ("conv", "head.0", "head.2")]
-    assert kinds == [MaskedConv2d, linear, linear]
+    assert kinds == [conv, linear, linear]
     assert all(model.get_submodule(name) is module for name, module in others.items())
     assert not any(module.training for module in model.modules())
     x = images()
@@ -78,7 +83,7 @@ def test_densify_is_the_inverse():
     model = Net()
     masks = masks_of(model)
     dense = applied(model, masks)
-    for backend in ("auto", "masked"):
+    for backend in ("sparse", "masked"):
         back = densify(sparsify(copy.deepcopy(model), masks, backend=backend))
         assert [type(m) for m in back.modules()] == [type(m) for m in dense.modules()]
         assert back.state_dict().keys() == dense.state_dict().keys()
@@ -87,8 +92,21 @@ def test_densify_is_the_inverse():
         assert str(back) == str(dense)
 
 
+def test_a_convolution_keeps_all_that_it_is():
+    dense = nn.Conv2d(
+        4, 6, (3, 2), 2, 1, (1, 2), groups=2, bias=False, padding_mode="reflect"
+    )  # fmt: skip
+    mask = torch.rand(dense.weight.shape) < 0.5
+    expected = applied(nn.Sequential(dense), {"0.weight": mask})
+    sparse = sparsify(nn.Sequential(copy.deepcopy(dense)), {"0.weight": mask}, backend="sparse")
+
+    x = torch.randn(2, 4, 7, 8)
+    torch.testing.assert_close(sparse(x), expected(x), rtol=1e-5, atol=1e-5)
+    assert str(densify(sparse)) == str(nn.Sequential(dense))
+
+
 def test_densify_keeps_a_layer_in_all_its_places():
-    sparse = sparsify(nn.Linear(3, 3), {"weight": torch.eye(3)})
+    sparse = sparsify(nn.Linear(3, 3), {"weight": torch.eye(3)}, backend="sparse")
     model = densify(nn.Sequential(sparse, nn.ReLU(), sparse))
     assert isinstance(model[0], nn.Linear)
     assert model[2] is model[0]
@@ -96,7 +114,7 @@ def test_densify_keeps_a_layer_in_all_its_places():
 
 def test_a_model_that_is_itself_a_layer():
     mask = torch.eye(3, dtype=torch.bool)
-    sparse = sparsify(nn.Linear(3, 3), {"weight": mask})
+    sparse = sparsify(nn.Linear(3, 3), {"weight": mask}, backend="sparse")
     assert isinstance(sparse, SparseLinear)
     assert isinstance(densify(sparse), nn.Linear)
     loaded = load_sparse_state_dict(nn.Linear(3, 3), sparse.state_dict())
@@ -108,7 +126,7 @@ def test_a_model_that_is_itself_a_layer():
 )
 def test_masks_of_zeros_and_ones_in_any_dtype(dtype):
     model = nn.Sequential(nn.Linear(4, 4))
-    sparsify(model, {"0.weight": torch.eye(4).to(dtype)})
+    sparsify(model, {"0.weight": torch.eye(4).to(dtype)}, backend="sparse")
     assert model[0].nnz == 4
 
 
@@ -116,7 +134,7 @@ def test_frozen_weights_stay_frozen_and_layers_can_be_masked_again():
     model = nn.Sequential(nn.Linear(4, 4))
     model[0].weight.requires_grad_(False)
     sparsify(model, {"0.weight": torch.ones(4, 4)}, backend="masked")
-    sparsify(model, {"0.weight": torch.eye(4)})
+    sparsify(model, {"0.weight": torch.eye(4)}, backend="sparse")
     assert model[0].nnz == 4
     assert not model[0].values.requires_grad
     assert model[0].bias.requires_grad
@@ -127,7 +145,7 @@ def test_no_random_number_is_drawn():
     model = Net()
     masks = masks_of(model)
     state = torch.get_rng_state()
-    densify(sparsify(model, masks))
+    densify(sparsify(model, masks, backend="sparse"))
     assert torch.equal(state, torch.get_rng_state())
 
 
@@ -159,7 +177,7 @@ def pruned():
 
 
 def sparse():
-    return sparsify(nn.Sequential(nn.Linear(4, 4)), {"0.weight": EYE})
+    return sparsify(nn.Sequential(nn.Linear(4, 4)), {"0.weight": EYE}, backend="sparse")
 
 
 def linears():
@@ -210,13 +228,21 @@ def test_other_arguments_are_refused():
         sparsify(linears(), {}, backend="fast")
     with pytest.raises(TypeError, match="model: expected a torch.nn.Module, got int"):
         sparsify(3, {})
-    model = nn.Sequential(nn.Conv2d(1, 1, 2))
-    with pytest.raises(ValueError, match="convolutions are dense-masked in this version"):
-        sparsify(model, {"0.weight": torch.ones(1, 1, 2, 2)}, backend="sparse")
+    masks = {"0.weight": EYE}
+    with pytest.raises(ValueError, match="backend: .* in one only are: 0.weight, 1.weight"):
+        sparsify(linears(), masks, backend={"1.weight": "sparse"})
+    with pytest.raises(ValueError, match=r"backend\['0.weight'\]: .* masked, got 'auto'"):
+        sparsify(linears(), masks, backend={"0.weight": "auto"})
+    with pytest.raises(ValueError, match="example: .*'auto' only, got backend='masked'"):
+        sparsify(linears(), masks, backend="masked", example=torch.ones(2, 4))
+    with pytest.raises(TypeError, match="example: expected a tensor or a tuple .*, got list"):
+        sparsify(linears(), masks, example=[1.0])
+    with pytest.raises(ValueError, match="example: the model cannot be run with it: .*2x5"):
+        sparsify(linears(), masks, example=torch.ones(2, 5))
 
 
 def test_an_empty_layer_where_it_is_allowed():
-    model = sparsify(linears(), {"0.weight": EYE * 0}, allow_empty=True)
+    model = sparsify(linears(), {"0.weight": EYE * 0}, backend="sparse", allow_empty=True)
     x = torch.ones(2, 4)
     torch.testing.assert_close(model[0](x), model[0].bias.expand(2, 4))
     model(x).sum().backward()
@@ -247,12 +273,12 @@ def test_sparse_and_masked_training_agree_and_keep_the_mask(optimizer):
     start = Net().double()
     masks = masks_of(start)
     trained = {}
-    for backend in ("auto", "masked"):
+    for backend in ("sparse", "masked"):
         model = sparsify(copy.deepcopy(start), masks, backend=backend)
         train(model, optimizer)
         trained[backend] = densify(model).state_dict()
 
-    for key, tensor in trained["auto"].items():
+    for key, tensor in trained["sparse"].items():
         torch.testing.assert_close(tensor, trained["masked"][key], rtol=1e-8, atol=1e-9)
     for name, mask in masks.items():
         for state in trained.values():
@@ -264,7 +290,7 @@ def test_sparse_and_masked_training_agree_and_keep_the_mask(optimizer):
 # ---- loading -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("backend", ["auto", "masked"])
+@pytest.mark.parametrize("backend", ["sparse", "masked"])
 def test_a_sparse_state_dict_loads_into_a_fresh_dense_model_bit_for_bit(backend, tmp_path):
     sparse = sparsify(Net(), masks_of(Net()), backend=backend)
     sparse(images())  # moves the running statistics of the normalisation
@@ -309,7 +335,8 @@ def test_a_dense_state_dict_loads_as_ever():
     ],
 )
 def test_a_wrong_state_dict_is_refused_and_changes_nothing(key, change, message):
-    state = dict(sparsify(Net(), masks_of(Net())).state_dict())
+    backends = {name: "masked" if "conv" in name else "sparse" for name in MASKED}
+    state = dict(sparsify(Net(), masks_of(Net()), backend=backends).state_dict())
     if change is None:
         del state[key]
     else:

@@ -56,7 +56,7 @@ def test_the_structure_is_seen_in_sequential_models_only():
         layers = full_spectrum(model).layers.values()
         assert all(layer.effective_density == 1 for layer in layers)
     masks = MaskSet({"0.weight": torch.rand(300, 64) < 0.01, "4.weight": torch.rand(10, 100) < 0.1})
-    sparse = full_spectrum(sparsify(networks.mlp(), masks))
+    sparse = full_spectrum(sparsify(networks.mlp(), masks, backend="sparse"))
     assert 0 < sparse.layers["2.weight"].effective_density < 1
 
     class Residual(nn.Sequential):

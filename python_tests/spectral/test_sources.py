@@ -89,7 +89,7 @@ def test_state_dicts_of_every_kind():
         if name.endswith("weight")
     })
     expected = full_spectrum(masks, model)
-    sparse = sparsify(networks.mlp(), masks)
+    sparse = sparsify(networks.mlp(), masks, backend="sparse")
     masked = sparsify(networks.mlp(), masks, backend="masked")
     pruned = networks.mlp()
     for name, mask in masks.items():
