@@ -1,16 +1,24 @@
 """How the time for two singular values grows with the number of nonzeros.
 
-Random masks with 4096 rows (fewer where that leaves a row less than 16 entries) and float32 weights
-on them, from 10^4 to 10^8 entries, one call of `ops.singular_values` each. There are 4096 columns,
-then so many that half of the matrix is filled: up to 10^6 entries the matrix gets denser, beyond
-that longer, as layers of language models are. Reported are nanoseconds an entry and the exponent of
-the nonzeros in the fitted time, over all sizes and over those beyond the Gram matrices.
+Random masks and float32 weights on them, from 10^4 entries on, one call of `ops.singular_values`
+each, of two families:
+
+- rows: 4096 rows (fewer where that leaves a row less than 16 entries). There are 4096 columns, then
+  so many that half of the matrix is filled: up to 10^6 entries the matrix gets denser, beyond that
+  longer, as layers of language models are.
+- degree: square, 32 entries a row. Here the second value lies at the edge of a bulk of values that
+  get closer as the matrix grows, about as size^(-2/3), and the steps of any Krylov method grow with
+  the inverse square root of that distance: the time cannot be linear.
+
+Reported are nanoseconds an entry and the exponent of the nonzeros in the fitted time, over all
+sizes and over those beyond the Gram matrices.
 
     python benchmarks/bench_spectrum_growth.py                       # minutes: the largest is 10^8
-    python benchmarks/bench_spectrum_growth.py --exponents 8 --append
+    python benchmarks/bench_spectrum_growth.py --families rows --exponents 8 --append
 """
 
 import argparse
+import itertools
 import json
 import pathlib
 import statistics
@@ -26,14 +34,19 @@ from fullspectrum_ext import ops
 
 ROWS = 4096
 FEWEST_A_ROW = 16
+DEGREE = 32
+FAMILIES = {"rows": [4, 5, 6, 7, 8], "degree": [4, 5, 6, 7]}
 LARGEST_GRAM = 2048  # rows; see csrc/spectrum/cpu_problems.cpp
 
 
-def random_matrix(entries: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, tuple[int, int]]:
+def random_matrix(
+    family: str, entries: int, seed: int
+) -> tuple[torch.Tensor, torch.Tensor, tuple[int, int]]:
     """Draw a mask in CSR form: each row has one entry in each of equal ranges of columns."""
-    rows = min(ROWS, entries // FEWEST_A_ROW)
+    rows = entries // DEGREE if family == "degree" else min(ROWS, entries // FEWEST_A_ROW)
     in_row = round(entries / rows)
-    width = max(ROWS // in_row, 2)  # of a range
+    columns = rows if family == "degree" else ROWS
+    width = max(columns // in_row, 2)  # of a range
     generator = torch.Generator().manual_seed(seed)
     cols = torch.randint(width, (rows, in_row), generator=generator, dtype=torch.int32)
     cols += torch.arange(in_row, dtype=torch.int32) * width
@@ -41,9 +54,9 @@ def random_matrix(entries: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, 
     return crow, cols.flatten(), (rows, width * in_row)
 
 
-def measure(exponent: int, repeats: int) -> list[dict[str, Any]]:
+def measure(family: str, exponent: int, repeats: int) -> list[dict[str, Any]]:
     """Time the mask and the weights of one size."""
-    crow, cols, shape = random_matrix(10**exponent, exponent)
+    crow, cols, shape = random_matrix(family, 10**exponent, exponent)
     weights = torch.rand(len(cols), generator=torch.Generator().manual_seed(exponent))
     rows = []
     for name, values in (("mask", None), ("weights", weights)):
@@ -54,6 +67,7 @@ def measure(exponent: int, repeats: int) -> list[dict[str, Any]]:
             seconds.append(time.perf_counter() - start)
         median = statistics.median(seconds)
         rows.append({
+            "family": family,
             "matrix": name,
             "nonzeros": len(cols),
             "shape": shape,
@@ -62,7 +76,8 @@ def measure(exponent: int, repeats: int) -> list[dict[str, Any]]:
             "nanoseconds_per_nonzero": median * 1e9 / len(cols),
             "relative_bound": float((found.bounds / found.values).max()),
         })
-        print(f"{name:>8} {len(cols):>10} {median:10.4f} s {median * 1e9 / len(cols):9.1f} ns")
+        nanoseconds = median * 1e9 / len(cols)
+        print(f"{family:>6} {name:>8} {len(cols):>10} {median:10.4f} s {nanoseconds:9.1f} ns")
     return rows
 
 
@@ -77,7 +92,8 @@ def fitted_exponent(rows: Sequence[dict[str, Any]]) -> float | None:
 def main() -> None:
     """Parse the command line, measure, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--exponents", nargs="+", type=int, default=[4, 5, 6, 7, 8])
+    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
+    parser.add_argument("--exponents", nargs="+", type=int, help="by default 4 to 8 and 4 to 7")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--append", action="store_true", help="keep other sizes' rows of the file")
     parser.add_argument(
@@ -86,18 +102,24 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
-    for exponent in options.exponents:
-        rows += measure(exponent, options.repeats)
+    for family in options.families:
+        for exponent in options.exponents or FAMILIES[family]:
+            rows += measure(family, exponent, options.repeats)
     if options.append and options.output.exists():
-        sizes = {row["nonzeros"] for row in rows}
+        measured = {(row["family"], row["nonzeros"]) for row in rows}
         kept = json.loads(options.output.read_text())["rows"]
-        rows = [row for row in kept if row.get("nonzeros", 0) not in {0, *sizes}] + rows
-    rows.sort(key=lambda row: (row["matrix"], row["nonzeros"]))
+        rows += [
+            row
+            for row in kept
+            if "seconds" in row and (row["family"], row["nonzeros"]) not in measured
+        ]
+    rows.sort(key=lambda row: (row["family"], row["matrix"], row["nonzeros"]))
     fits = []
-    for name in ("mask", "weights"):
-        of_kind = [row for row in rows if row["matrix"] == name]
+    for family, name in itertools.product(FAMILIES, ("mask", "weights")):
+        of_kind = [row for row in rows if (row["family"], row["matrix"]) == (family, name)]
         beyond = [row for row in of_kind if min(row["shape"]) > LARGEST_GRAM]
         fits.append({
+            "family": family,
             "matrix": name,
             "exponent": fitted_exponent(of_kind),
             "exponent_beyond_gram": fitted_exponent(beyond),

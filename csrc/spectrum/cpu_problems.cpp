@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <limits>
 
 #include "spectrum/block_lanczos.h"
@@ -23,7 +24,6 @@ bool feasible(const OwnedProblem& problem, Method method) {
   constexpr int64_t kLargestGram = 2048;
   constexpr int64_t kMostBits = int64_t{1} << 32;
   constexpr int64_t kMostCounted = int64_t{1} << 24;  // float32 holds counts up to it exactly
-  constexpr int64_t kLargestBasis = 65536;            // 256 vectors of it are 128 MB
   const int64_t narrow = std::min(problem.rows(), problem.columns());
   const int64_t tall = std::max(problem.rows(), problem.columns());
   switch (method) {
@@ -33,7 +33,7 @@ bool feasible(const OwnedProblem& problem, Method method) {
     case Method::sparse_gram:
       return narrow <= kLargestGram;
     default:
-      return narrow <= kLargestBasis;
+      return true;
   }
 }
 
@@ -123,6 +123,31 @@ bool is_complete_graph(const OwnedProblem& problem) {
          problem.nnz() == problem.rows() * problem.columns();
 }
 
+// The norms of rows with one entry a column, or of columns with one entry a row: such rows or
+// columns are orthogonal, and these are the singular values. False for any other matrix.
+bool orthogonal(const OwnedProblem& problem, int64_t k, double* sigma, double* bound) {
+  if (problem.nnz() != problem.rows() && problem.nnz() != problem.columns()) {
+    return false;
+  }
+  const bool by_columns = problem.nnz() == problem.rows();
+  std::vector<double> square(by_columns ? problem.columns() : problem.rows(), 0.0);
+  for (int64_t r = 0; r < problem.rows(); ++r) {
+    for (int64_t p = problem.row_offset[r]; p < problem.row_offset[r + 1]; ++p) {
+      const double value = !problem.row_value.empty()    ? problem.row_value[p]
+                           : !problem.row_single.empty() ? problem.row_single[p]
+                                                         : 1;
+      square[by_columns ? problem.column[p] : r] += value * value;
+    }
+  }
+  std::partial_sort(square.begin(), square.begin() + k, square.end(), std::greater<>());
+  const int64_t terms = longest(by_columns ? problem.column_offset : problem.row_offset);
+  for (int64_t i = 0; i < k; ++i) {
+    sigma[i] = std::sqrt(square[i]);
+    bound[i] = kEpsilon * static_cast<double>(terms + 2) * sigma[i];
+  }
+  return true;
+}
+
 void golub_kahan(
     OwnedProblem& problem, int64_t k, double tol, GramScratch& scratch, double* sigma, double* bound
 ) {
@@ -204,6 +229,9 @@ void solve(
   if (method == Method::automatic && is_complete_graph(problem)) {
     sigma[0] = std::sqrt(static_cast<double>(problem.nnz()));
     bound[0] = kEpsilon * sigma[0];
+    return;
+  }
+  if (method == Method::automatic && orthogonal(problem, found, sigma, bound)) {
     return;
   }
   const Method chosen = choose(problem, found);

@@ -6,6 +6,7 @@
 
 #include "spectrum/leading_pairs.h"
 #include "spectrum/random_start.h"
+#include "spectrum/two_pass_lanczos.h"
 
 namespace fullspectrum::spectrum {
 namespace {
@@ -13,10 +14,12 @@ namespace {
 constexpr double kEpsilon = 2.220446049250313e-16;
 // What is left of an image of a unit vector below this part of the norm of G is rounding noise.
 constexpr double kNoise = 256 * kEpsilon;
-// A basis of so many vectors has converged, or would take longer than the fallback; it takes 128 MB
-// at most.
+// A basis of so many vectors has converged, or would take longer than other ways.
 constexpr int64_t kCapacity = 512;
-constexpr int64_t kLargestBasis = int64_t{1} << 24;
+// Where the basis has more numbers than a cache holds and the matrix fewer entries than it,
+// reorthogonalisation takes longer than the products: then so many vectors only.
+constexpr int64_t kCachedBasis = int64_t{1} << 20;
+constexpr int64_t kLeastCapacity = 16;
 constexpr int64_t kBand = 3;  // entries of a row of the projected matrix up to the diagonal
 
 }  // namespace
@@ -31,7 +34,7 @@ GramLanczos::GramLanczos(const GramOperator& gram, double rounding, GramScratch&
 
 bool GramLanczos::run(int64_t k, double tol, double* sigma, double* bound) {
   const bool complete = size_ <= kComplete;
-  capacity_ = complete ? size_ : std::min({size_, kCapacity, kLargestBasis / stride_});
+  capacity_ = complete ? size_ : std::min(size_, most_vectors());
   row_ = padded(capacity_ + 2);
   basis_ = room(scratch_.basis, (capacity_ + 4 + 2 * k) * stride_);
   coordinates_ = room(scratch_.band, 2 * row_ + 4 + (capacity_ + 2) * kBand);
@@ -43,15 +46,21 @@ bool GramLanczos::run(int64_t k, double tol, double* sigma, double* bound) {
   double* y = vector(capacity_ + 4);  // the k vectors, then their images
   double* image = y + k * stride_;
   std::fill(y, image, 0.0);
+  bool longer = false;
   if (complete) {
     gram_.to_dense(basis_);
     leading_pairs_of_dense(basis_, size_, stride_, k, theta_, y, work_);
   } else {
-    if (!iterate(k, tol)) {
+    const Outcome outcome = iterate(k, tol);
+    longer = outcome == Outcome::unfinished && gram_.is_matrix_free();
+    if (outcome != Outcome::converged && !longer) {
       return false;
     }
     for (int64_t i = 0; i < k; ++i) {
       kernels_.combine(basis_, computed_, stride_, ritz_ + i * row_, row_, 1, y + i * stride_);
+    }
+    if (longer) {
+      TwoPassLanczos(gram_, rounding_, scratch_).run(k, tol, y);
     }
   }
   for (int64_t i = 0; i < k; i += 2) {
@@ -67,13 +76,16 @@ bool GramLanczos::run(int64_t k, double tol, double* sigma, double* bound) {
     theta /= square;
     const double shift = -theta;
     kernels_.combine(yi, 1, stride_, &shift, 1, 1, residual);
-    const double error = norm(residual) / std::sqrt(square) + rounding_;
+    const double left = norm(residual) / std::sqrt(square);
+    const double error = left + rounding_;
     if (!(theta > error)) {
       return false;
     }
     theta_[i] = std::sqrt(theta);
     ritz_[i] = error / (theta_[i] + std::sqrt(theta - error)) + 4 * kEpsilon * theta_[i];
-    if (!(ritz_[i] <= tol * theta_[i])) {
+    // Where the long iteration has ended early, other ways would not get further either.
+    const bool at_an_end = longer && left > rounding_;
+    if (!(ritz_[i] <= tol * theta_[i]) && !at_an_end) {
       return false;
     }
   }
@@ -88,9 +100,17 @@ bool GramLanczos::run(int64_t k, double tol, double* sigma, double* bound) {
   return true;
 }
 
-// Grows the basis until the leading k eigenvalues have converged. False if they do not within the
-// capacity.
-bool GramLanczos::iterate(int64_t k, double tol) {
+int64_t GramLanczos::most_vectors() const {
+  if (!gram_.is_matrix_free()) {
+    return kCapacity;
+  }
+  return std::clamp(
+      std::max(kCachedBasis / stride_, gram_.entries() / size_), kLeastCapacity, kCapacity
+  );
+}
+
+// Grows the basis until the leading k eigenvalues have converged, as far as it may.
+GramLanczos::Outcome GramLanczos::iterate(int64_t k, double tol) {
   add_random_block(std::max(k, kMinBlock));
   int64_t next_check = 8 * k;
   int64_t last_check = 0;
@@ -105,15 +125,16 @@ bool GramLanczos::iterate(int64_t k, double tol) {
       continue;
     }
     if (computed_ < k) {
-      return false;  // fewer dimensions than values: some are zero
+      return Outcome::unclear;  // fewer dimensions than values: some are zero
     }
     leading_pairs_of_band(band_, computed_, row_, k, theta_, ritz_, work_);
     const double excess = finished ? 0 : log_excess(k, tol);
     if (excess <= 0) {
-      return computed_ == size_ || !nearly_coincide(k);
+      const bool clear = computed_ == size_ || !nearly_coincide(k);
+      return clear ? Outcome::converged : Outcome::unclear;
     }
     if (full) {
-      return false;
+      return Outcome::unfinished;
     }
     // The residuals fall about geometrically: the next check comes when they should be small
     // enough.
@@ -121,7 +142,7 @@ bool GramLanczos::iterate(int64_t k, double tol) {
     const double fall = (last_excess - excess) / (here - static_cast<double>(last_check));
     const double wait = fall > 0 ? excess / fall : 4 * here;
     if (2 * computed_ > capacity_ && here + wait > 2 * static_cast<double>(capacity_)) {
-      return false;  // it will not get there
+      return Outcome::unfinished;  // it will not get there
     }
     last_check = computed_;
     last_excess = excess;

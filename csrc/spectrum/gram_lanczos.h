@@ -25,12 +25,16 @@ class GramLanczos {
   GramLanczos(const GramOperator& gram, double rounding, GramScratch& scratch);
 
   // Writes the k <= size leading singular values, descending, and their certified bounds, and
-  // returns true; or returns false where a bound would exceed tol times its value, or where values
-  // nearly coincide, which takes a wider block to sort out.
+  // returns true; or returns false where rounding would make a bound exceed tol times its value, or
+  // where values nearly coincide, which takes a wider block to sort out. A large matrix whose
+  // leading values are too dense for the iteration comes with the bounds that it has reached.
   bool run(int64_t k, double tol, double* sigma, double* bound);
 
  private:
-  bool iterate(int64_t k, double tol);
+  enum class Outcome { converged, unclear, unfinished };
+
+  int64_t most_vectors() const;
+  Outcome iterate(int64_t k, double tol);
   void add_random_block(int64_t width);
   void step();
   int64_t orthonormalise(int64_t first, int64_t width, double* coordinates, double noise);

@@ -7,6 +7,13 @@
 namespace fullspectrum::spectrum {
 namespace {
 
+// Few enough parts of a matrix that their sums take little memory beside it and little time. How
+// many depends on the matrix alone, so that the sums do not depend on the number of threads.
+constexpr int64_t kMostSlabs = 16;
+constexpr int64_t kEntriesOfSlabs = int64_t{1} << 18;  // fewer entries are one slab
+constexpr int64_t kEntriesOfSum = 8;                   // of a slab, for each of its sums
+constexpr int64_t kRowsOfJob = 8192;
+
 template <typename T>
 T* zeros(AlignedVector<T>& memory, int64_t count) {
   T* data = room(memory, count);
@@ -90,7 +97,16 @@ GramOperator GramOperator::from_lists(const Lists& narrow, int64_t length, GramS
 GramOperator GramOperator::matrix_free(const Lists& tall, int64_t size, GramScratch& scratch) {
   GramOperator gram(size, scratch);
   gram.tall_ = tall;
-  room(scratch.pairs, 4 * size);
+  const int64_t entries = tall.offset[tall.size];
+  int64_t slabs = 1;
+  if (entries >= kEntriesOfSlabs) {
+    slabs = std::clamp<int64_t>(entries / (kEntriesOfSum * size), 1, kMostSlabs);
+  }
+  for (int64_t slab = 0; slab <= slabs; ++slab) {
+    const int64_t* end = tall.offset + tall.size;
+    gram.slab_.push_back(std::lower_bound(tall.offset, end, entries * slab / slabs) - tall.offset);
+  }
+  room(scratch.pairs, (slabs == 1 ? 4 : 4 + 2 * slabs) * size);
   return gram;
 }
 
@@ -109,16 +125,46 @@ void GramOperator::multiply(const double* x, int64_t width, double* y) const {
   for (int64_t i = 0; i < size_; ++i) {
     from[2 * i] = x[i];
     from[2 * i + 1] = width == 2 ? x[stride_ + i] : 0;
-    to[2 * i] = to[2 * i + 1] = 0;
   }
-  gram_kernels().multiply_lists(
-      tall_.offset, tall_.index, tall_.value, tall_.single, tall_.size, from, to
-  );
+  multiply_pairs(from, to);
   for (int64_t i = 0; i < size_; ++i) {
     for (int64_t t = 0; t < width; ++t) {
       y[t * stride_ + i] = to[2 * i + t];
     }
   }
+}
+
+void GramOperator::multiply_pairs(const double* x, double* y) const {
+  const int64_t slabs = static_cast<int64_t>(slab_.size()) - 1;
+  double* sums = slabs == 1 ? y : scratch_->pairs.data() + 4 * size_;  // [slabs, size, 2]
+  scratch_->run_jobs(slabs, [&](int64_t slab) {
+    double* sum = sums + slab * 2 * size_;
+    std::fill(sum, sum + 2 * size_, 0.0);
+    const int64_t first = slab_[slab];
+    gram_kernels().multiply_lists(
+        tall_.offset + first,
+        tall_.index,
+        tall_.value,
+        tall_.single,
+        slab_[slab + 1] - first,
+        x,
+        sum
+    );
+  });
+  if (slabs == 1) {
+    return;
+  }
+  scratch_->run_jobs((size_ + kRowsOfJob - 1) / kRowsOfJob, [&](int64_t job) {
+    const int64_t from = 2 * kRowsOfJob * job;
+    const int64_t to = std::min(from + 2 * kRowsOfJob, 2 * size_);
+    std::copy(sums + from, sums + to, y + from);
+    for (int64_t slab = 1; slab < slabs; ++slab) {
+      const double* sum = sums + slab * 2 * size_;
+      for (int64_t i = from; i < to; ++i) {
+        y[i] += sum[i];
+      }
+    }
+  });
 }
 
 void GramOperator::to_dense(double* h) const {

@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <new>
 #include <vector>
 
@@ -27,8 +28,16 @@ struct AlignedAllocator {
 template <typename T>
 using AlignedVector = std::vector<T, AlignedAllocator<T>>;
 
-// Memory to use again from problem to problem.
+// Calls job(i) for i < count, in any order and perhaps side by side.
+using RunJobs = std::function<void(int64_t count, const std::function<void(int64_t)>& job)>;
+
+// Memory to use again from problem to problem, and who does the work of a large one.
 struct GramScratch {
+  RunJobs run_jobs = [](int64_t count, const std::function<void(int64_t)>& job) {
+    for (int64_t i = 0; i < count; ++i) {
+      job(i);
+    }
+  };
   AlignedVector<uint64_t> bits;
   AlignedVector<float> counts;
   AlignedVector<double> sums;
@@ -38,6 +47,7 @@ struct GramScratch {
   AlignedVector<double> basis;
   AlignedVector<double> band;
   AlignedVector<double> small;
+  AlignedVector<double> two_pass;
   AlignedVector<double> golub_kahan;
 };
 
@@ -75,6 +85,10 @@ class GramOperator {
   int64_t stride() const { return stride_; }
   // y = G x for one or two vectors, both [width, stride]; the padding of y becomes zero.
   void multiply(const double* x, int64_t width, double* y) const;
+  bool is_matrix_free() const { return !counts_ && !sums_; }
+  int64_t entries() const { return tall_.offset[tall_.size]; }  // of A, where it is matrix-free
+  // The same without forming G, for two vectors that come element by element: x, y [size, 2].
+  void multiply_pairs(const double* x, double* y) const;
   // G as doubles, both triangles, [size, stride].
   void to_dense(double* h) const;
 
@@ -87,6 +101,7 @@ class GramOperator {
   const float* counts_ = nullptr;  // the lower triangle as of GramKernels, [size, stride], or
   const double* sums_ = nullptr;   // the same, or neither
   Lists tall_{};
+  std::vector<int64_t> slab_;  // where the parts of tall_ begin that are summed by themselves
 };
 
 }  // namespace fullspectrum::spectrum

@@ -114,6 +114,7 @@ std::tuple<Tensor, Tensor> solve_all(
   double* bounds = bound.mutable_data_ptr<double>();
   const auto solve = [&](OwnedProblem& problem, int64_t at) {
     thread_local spectrum::GramScratch scratch;
+    scratch.run_jobs = parallel_jobs;
     const auto how = static_cast<spectrum::Method>(method);
     spectrum::solve(problem, k, tol, how, scratch, sigmas + at * k, bounds + at * k);
   };

@@ -61,7 +61,12 @@ def singular_values(
     .. math:: |\sigma - \sigma_j| \le
         \tfrac{1}{\sqrt 2}\,\bigl\|\,(A v - \sigma u,\; A^T u - \sigma v)\,\bigr\| + \varepsilon .
 
-    A complete mask has a closed form.
+    A complete mask has a closed form, as has a matrix with one entry in each row or in each column.
+
+    Where the matrix is large and very sparse, the Lanczos iteration keeps no basis: one pass finds
+    the projected matrix, a second one sums the vectors, in the memory of ten vectors and of a few
+    sums a column. The number of steps grows as the leading values draw together; after 4096 of them
+    the values come with the bounds reached by then, which may exceed ``tol``.
 
     On CUDA one sequence of launches solves all matrices, a block of threads each, and the device
     decides between the two iterations: the native operator never waits for it. Weighted Gram
@@ -74,7 +79,8 @@ def singular_values(
     of ``k`` vectors or more, which has a part along every singular vector with probability one:
     values that occur several times (disconnected components of equal shape, say) are found as often
     as they occur, up to ``k`` of them, and up to ``k + 1`` that nearly coincide are told apart. Of
-    more than ``k + 1`` that differ by less than ``tol``, one may stand for another. The start is a
+    more than ``k + 1`` that differ by less than ``tol``, one may stand for another; in the iteration
+    without a basis, of more than two. The start is a
     fixed one, the result the same bits for any number of threads; another instruction set may round
     the last bits differently.
 
