@@ -11,6 +11,7 @@
 #include "common/cpu_features.h"
 #include "common/dispatch.h"
 #include "common/library.h"
+#include "common/parallel.h"
 #include "common/scratch.h"
 #include "masked_matmul/conv_kernels.h"
 #include "masked_matmul/conv_plan.h"
@@ -215,7 +216,7 @@ constexpr int64_t kWorthThreads = int64_t{1} << 18;
 int64_t threads_for(const SparseConv2dSizes& size) {
   const int64_t moved = size.in_channels + size.out_channels;
   const int64_t work = (size.nnz + 8 * moved) * size.batch * size.out[0] * size.out[1];
-  return work >= kWorthThreads ? torch::stable::get_num_threads() : 1;
+  return work >= kWorthThreads ? thread_count() : 1;
 }
 
 // The panels are cut into groups, and the channels that a panel's results have into chunks of
@@ -255,7 +256,7 @@ Tasks divide(
 template <typename F>
 void run(const Tasks& tasks, int64_t threads, F&& f) {
   std::atomic<int64_t> next{0};
-  torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+  parallel_for(0, threads, 1, [&](int64_t, int64_t) {
     for (int64_t task = next++; task < tasks.count(); task = next++) {
       f(task / tasks.chunks(), task % tasks.chunks());
     }
@@ -350,7 +351,7 @@ void backward(
   std::unique_ptr<index_t[]> source(new index_t[size.nnz]);
   const ConvOrder order = backward_order(size, axes, panels, crow, col, tile_pixels, source.get());
   std::unique_ptr<T[]> weight(new T[size.nnz]);
-  torch::stable::parallel_for(0, size.nnz, kWorthValues, [&](int64_t begin, int64_t end) {
+  parallel_for(0, size.nnz, kWorthValues, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       weight[i] = value[source[i]];
     }
@@ -431,7 +432,7 @@ void backward(
       }
     }
   });
-  torch::stable::parallel_for(0, partial_size, kWorthValues, [&](int64_t begin, int64_t end) {
+  parallel_for(0, partial_size, kWorthValues, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       T sum = partial[i];
       for (int64_t group = 1; group < tasks.groups; ++group) {

@@ -225,7 +225,7 @@ def test_one_full_row_among_empty_ones(device):
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
 @pytest.mark.parametrize("batch", [1, 16, 50])
-def test_every_division_of_the_work_gives_the_reference_and_the_same_bits(threads, batch):
+def test_every_division_among_threads_gives_the_reference_and_the_same_bits(threads, batch):
     arguments = case(batch, 20, 30, 12, 10, (3, 3), 0.4, {"padding": (1, 1)})
     grad, expected = reference_with_gradients(*arguments)
     before = torch.get_num_threads()
