@@ -12,6 +12,7 @@ needs more than the files. Each row is one run of the command in a process of it
 import argparse
 import json
 import pathlib
+import resource
 import subprocess
 import sys
 import tempfile
@@ -97,6 +98,7 @@ def main() -> None:
         command = [sys.executable, "-c", CHILD, folder]
         output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         seconds = time.perf_counter() - start
+        used_cpu = resource.getrusage(resource.RUSAGE_CHILDREN)
     idle, peak, *patterns = output.split()
     used = int(peak) - int(idle)
     row = {
@@ -106,6 +108,7 @@ def main() -> None:
         "weights_scored": blocks * of_block,
         "patterns": patterns,
         "seconds": round(seconds, 1),
+        "cpu_seconds": round(used_cpu.ru_utime + used_cpu.ru_stime, 1),
         "peak_bytes": int(peak),
         "bytes_before": int(idle),
         "peak_over_float32_of_largest_layer": round(used / (4 * sizes["largest_layer"]), 2),
