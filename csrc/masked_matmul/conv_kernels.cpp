@@ -21,13 +21,44 @@ vector_t<T> load_some(const S* from, int64_t begin, int64_t end) {
   return load_computed(some);
 }
 
+// The n elements at `from`, of which only [begin, end) exist, most often all or none.
 template <typename T, typename S>
-void store_some(S* to, vector_t<T> vector, int64_t begin, int64_t end) {
+vector_t<T> load_valid(const S* from, int64_t begin, int64_t end) {
+  if (begin <= 0 && end >= kLanes<T>) {
+    return load_computed(from);
+  }
+  return begin >= kLanes<T> || end <= 0 ? vector_t<T>{} : load_some<T>(from, begin, end);
+}
+
+template <typename T, typename S>
+void store_valid(S* to, vector_t<T> vector, int64_t begin, int64_t end) {
+  if (begin <= 0 && end >= kLanes<T>) {
+    store_computed(to, vector);
+    return;
+  }
+  if (begin >= kLanes<T> || end <= 0) {
+    return;
+  }
   S some[kLanes<T>];
   store_computed(some, vector);
   for (int64_t i = at_least(begin, 0); i < at_most(end, kLanes<T>); ++i) {
     to[i] = some[i];
   }
+}
+
+// Stores past the caches where the instruction set can: a result larger than they are would only
+// evict what is still needed, and each of its lines would first be read.
+template <typename T, typename S>
+void stream(S* to, vector_t<T> vector) {
+#if defined(__AVX512F__) && !defined(__clang__)
+  if constexpr (__is_same(S, float)) {
+    if (reinterpret_cast<uintptr_t>(to) % kVectorBytes == 0) {
+      __builtin_ia32_movntps512(to, vector);
+      return;
+    }
+  }
+#endif
+  store_computed(to, vector);
 }
 
 // Calls f(start, count) for groups of n numbers that cover [begin, end); the last one overlaps its
@@ -59,8 +90,7 @@ void pack(const Bands<const S>& bands, const PanelLayout& layout, int64_t channe
         } else {
           for (int l = 0; l < n; ++l) {
             const int64_t begin = bands.valid_begin[l] - pixel, end = bands.valid_end[l] - pixel;
-            const S* from = bands.image[l] + (base + bands.first[l] + pixel);
-            r[l] = begin <= 0 && end >= n ? load_computed(from) : load_some<T>(from, begin, end);
+            r[l] = load_valid<T>(bands.image[l] + (base + bands.first[l] + pixel), begin, end);
           }
         }
         transpose<T>(r);
@@ -105,13 +135,17 @@ void unpack(const T* panel, const Bands<S>& bands, const PanelLayout& layout, in
           FULLSPECTRUM_UNROLL
           for (int l = 0; l < n; ++l) {
             S* to = bands.image[l] + (base + bands.first[l] + pixel);
-            __builtin_prefetch(to + layout.channel_stride, 1);
-            store_computed(to, r[l]);
+            if (layout.streams) {
+              stream<T>(to, r[l]);
+            } else {
+              __builtin_prefetch(to + layout.channel_stride, 1);
+              store_computed(to, r[l]);
+            }
           }
         } else {
           for (int l = 0; l < n; ++l) {
             const int64_t begin = bands.valid_begin[l] - pixel, end = bands.valid_end[l] - pixel;
-            store_some<T>(bands.image[l] + (base + bands.first[l] + pixel), r[l], begin, end);
+            store_valid<T>(bands.image[l] + (base + bands.first[l] + pixel), r[l], begin, end);
           }
         }
       });
@@ -128,7 +162,7 @@ void unpack(const T* panel, const Bands<S>& bands, const PanelLayout& layout, in
       for (int l = 0; l < n; ++l) {
         if (pixel >= bands.valid_begin[l] && pixel < bands.valid_end[l]) {
           S* to = bands.image[l] + ((bands.first[l] + pixel) * layout.pixel_stride + channel);
-          count == n ? store_computed(to, r[l]) : store_some<T>(to, r[l], 0, count);
+          store_valid<T>(to, r[l], 0, count);
         }
       }
     });
@@ -147,14 +181,18 @@ template <int kRows, int kCols, typename T>
 struct Tile {
   using Vectors = vector_t<T>[kRows * kCols];
 
+  // A block of nonzeros is summed up by itself before it is added to those before: the sum of a
+  // long row errs less so.
   static void multiply(
       const Nonzeros<T>& nonzeros, const T* bias, TileOf<const T> x, TileOf<T> y, bool accumulate
   ) {
     T* out = y.at;
     for (int64_t r = 0; r < nonzeros.rows; ++r, out += y.channel_pitch) {
+      const vector_t<T> start = vector_t<T>{} + (bias != nullptr ? bias[r] : T{0});
       Vectors sum;
-      FULLSPECTRUM_FOR_TILE(i, pixel, out, y.row_pitch) {
-        sum[i] = accumulate ? load(pixel) : vector_t<T>{} + (bias != nullptr ? bias[r] : T{0});
+      FULLSPECTRUM_UNROLL
+      for (int i = 0; i < kRows * kCols; ++i) {
+        sum[i] = vector_t<T>{};
       }
       for (int64_t p = nonzeros.begin[r]; p < nonzeros.end[r]; ++p) {
         const T weight = nonzeros.value[p];
@@ -162,7 +200,9 @@ struct Tile {
           sum[i] += weight * load(pixel);
         }
       }
-      FULLSPECTRUM_FOR_TILE(i, pixel, out, y.row_pitch) { store(pixel, sum[i]); }
+      FULLSPECTRUM_FOR_TILE(i, pixel, out, y.row_pitch) {
+        store(pixel, sum[i] + (accumulate ? load(pixel) : start));
+      }
     }
   }
 
@@ -197,8 +237,9 @@ struct Tile {
         in[i] = load(pixel);
       }
       if constexpr (kMultiply) {
-        FULLSPECTRUM_FOR_TILE(i, pixel, y.at + r * y.channel_pitch, y.row_pitch) {
-          sum[i] = accumulate ? load(pixel) : vector_t<T>{};
+        FULLSPECTRUM_UNROLL
+        for (int i = 0; i < kRows * kCols; ++i) {
+          sum[i] = vector_t<T>{};
         }
       }
       const auto at = [&](int64_t p) {
@@ -228,7 +269,7 @@ struct Tile {
       }
       if constexpr (kMultiply) {
         FULLSPECTRUM_FOR_TILE(i, pixel, y.at + r * y.channel_pitch, y.row_pitch) {
-          store(pixel, sum[i]);
+          store(pixel, accumulate ? sum[i] + load(pixel) : sum[i]);
         }
       }
     }

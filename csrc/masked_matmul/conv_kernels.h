@@ -35,6 +35,7 @@ struct PanelLayout {
   int64_t begin, end;                    // the pixels of the band to move
   const int32_t* place;                  // [end] of each pixel within its channel
   int64_t channel_pitch;                 // pixels from one channel of the panel to the next
+  bool streams;                          // unpack's stores go past the caches
 };
 
 template <typename S, typename T>

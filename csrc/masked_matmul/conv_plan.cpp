@@ -94,7 +94,12 @@ int64_t count_bands(
          ((height() + reach) * row_bytes > kPanelBytes || batch * bands < lanes * threads)) {
     ++bands;
   }
-  return ceil_div(cells, height());
+  // where a few more make all of one height, no rows are computed in vain
+  const int64_t least = bands;
+  while (bands < 2 * least && height() > std::max<int64_t>(1, reach) && cells % bands != 0) {
+    ++bands;
+  }
+  return cells % bands == 0 ? bands : ceil_div(cells, ceil_div(cells, least));
 }
 
 // Offsets are 32-bit.

@@ -1,6 +1,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <limits>
 #include <memory>
@@ -10,6 +11,7 @@
 #include "common/cpu_features.h"
 #include "common/dispatch.h"
 #include "common/library.h"
+#include "common/parallel.h"
 #include "common/scratch.h"
 #include "masked_matmul/conv_kernels.h"
 #include "masked_matmul/conv_plan.h"
@@ -98,6 +100,7 @@ struct Images {
   S* data;
   bool channels_last;
   int64_t channels;
+  int64_t bytes;
 };
 
 // A contiguous or channels-last tensor of the same values.
@@ -106,15 +109,20 @@ Tensor stored_whole(const Tensor& tensor) {
 }
 
 template <typename scalar_t>
+int64_t bytes_of(const Tensor& tensor) {
+  return tensor.numel() * static_cast<int64_t>(sizeof(scalar_t));
+}
+
+template <typename scalar_t>
 Images<const stored_t<scalar_t>> images_of(const Tensor& tensor) {
   const auto* data = reinterpret_cast<const stored_t<scalar_t>*>(tensor.const_data_ptr<scalar_t>());
-  return {data, is_channels_last(tensor), tensor.size(1)};
+  return {data, is_channels_last(tensor), tensor.size(1), bytes_of<scalar_t>(tensor)};
 }
 
 template <typename scalar_t>
 Images<stored_t<scalar_t>> mutable_images_of(const Tensor& tensor) {
   auto* data = reinterpret_cast<stored_t<scalar_t>*>(tensor.mutable_data_ptr<scalar_t>());
-  return {data, is_channels_last(tensor), tensor.size(1)};
+  return {data, is_channels_last(tensor), tensor.size(1), bytes_of<scalar_t>(tensor)};
 }
 
 template <typename S>
@@ -150,6 +158,9 @@ Bands<S> bands_of(
   return bands;
 }
 
+// Results from this size on leave the caches before anyone reads them.
+constexpr int64_t kStreamBytes = int64_t{16} << 20;
+
 template <typename S>
 PanelLayout layout_of(const Images<S>& images, const BandedImage& shape) {
   PanelLayout layout{};
@@ -159,6 +170,7 @@ PanelLayout layout_of(const Images<S>& images, const BandedImage& shape) {
   layout.end = shape.end_row * shape.width;
   layout.place = shape.place.data();
   layout.channel_pitch = shape.channel_pixels;
+  layout.streams = images.bytes >= kStreamBytes;
   return layout;
 }
 
@@ -189,9 +201,14 @@ void for_tiles(int64_t grid_rows, int64_t grid_cols, int64_t pixels, F&& f) {
   }
 }
 
-// Partial gradients of the values, one for each group of panels, are added at the end; this many
-// bound their memory.
+// So many groups of panels for each thread, so that none waits long for the last.
+constexpr int64_t kGroupsPerThread = 4;
+// Partial gradients of the values, one for each group of panels, are added at the end. Up to so
+// many groups whatever they take; more only while all together they stay in the cache.
 constexpr int64_t kMaxGroups = 8;
+constexpr int64_t kPartialBytes = int64_t{1} << 20;
+// Values that a thread should at least have to gather or to add up.
+constexpr int64_t kWorthValues = int64_t{1} << 14;
 
 // Below this many multiplications (some 10 us) a second thread costs more than it saves.
 constexpr int64_t kWorthThreads = int64_t{1} << 18;
@@ -199,7 +216,7 @@ constexpr int64_t kWorthThreads = int64_t{1} << 18;
 int64_t threads_for(const SparseConv2dSizes& size) {
   const int64_t moved = size.in_channels + size.out_channels;
   const int64_t work = (size.nnz + 8 * moved) * size.batch * size.out[0] * size.out[1];
-  return work >= kWorthThreads ? torch::stable::get_num_threads() : 1;
+  return work >= kWorthThreads ? thread_count() : 1;
 }
 
 // The panels are cut into groups, and the channels that a panel's results have into chunks of
@@ -219,7 +236,7 @@ Tasks divide(
 ) {
   constexpr int64_t kChannelCost = 8;  // apart from its nonzeros, in nonzeros
   const int64_t channels = static_cast<int64_t>(nonzeros.size()) - 1;
-  Tasks tasks{panels, std::max<int64_t>(1, std::min({panels, threads, max_groups})), {}};
+  Tasks tasks{panels, std::max<int64_t>(1, std::min(panels, max_groups)), {}};
   const int64_t chunks = ceil_div(threads, tasks.groups);
   const auto cost = [&](int64_t c) { return nonzeros[c] + kChannelCost * c; };
   tasks.boundary.assign(chunks + 1, channels);
@@ -234,12 +251,13 @@ Tasks divide(
   return tasks;
 }
 
-// Runs f(group, chunk) for all tasks, by the threads.
+// Runs f(group, chunk) for all tasks. A thread that is done takes the next one, for cores are not
+// equally fast; what a task computes does not depend on the thread.
 template <typename F>
 void run(const Tasks& tasks, int64_t threads, F&& f) {
-  const int64_t grain = threads > 1 ? 1 : tasks.count();
-  torch::stable::parallel_for(0, tasks.count(), grain, [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) {
+  std::atomic<int64_t> next{0};
+  parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+    for (int64_t task = next++; task < tasks.count(); task = next++) {
       f(task / tasks.chunks(), task % tasks.chunks());
     }
     scratch.release_if_large();
@@ -268,7 +286,7 @@ void forward(
   const auto from = images_of<scalar_t>(x);
   const auto to = mutable_images_of<scalar_t>(y);
   const std::vector<int64_t> nonzeros(crow, crow + size.out_channels + 1);
-  const Tasks tasks = divide(panels.panels, threads, threads, nonzeros);
+  const Tasks tasks = divide(panels.panels, threads, kGroupsPerThread * threads, nonzeros);
   const int64_t in_size = size.in_channels * panels.in.channel_pixels * lanes;
   const int64_t out_pitch = panels.out.channel_pixels * lanes;
 
@@ -333,9 +351,11 @@ void backward(
   std::unique_ptr<index_t[]> source(new index_t[size.nnz]);
   const ConvOrder order = backward_order(size, axes, panels, crow, col, tile_pixels, source.get());
   std::unique_ptr<T[]> weight(new T[size.nnz]);
-  for (int64_t i = 0; i < size.nnz; ++i) {
-    weight[i] = value[source[i]];
-  }
+  parallel_for(0, size.nnz, kWorthValues, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      weight[i] = value[source[i]];
+    }
+  });
   const auto grads = images_of<scalar_t>(grad);
   const auto inputs = images_of<scalar_t>(x);
 
@@ -349,8 +369,11 @@ void backward(
   for (int64_t c = 0; c < size.in_channels; ++c) {
     nonzeros[c + 1] += nonzeros[c];
   }
-  const Tasks tasks = divide(panels.panels, threads, kMaxGroups, nonzeros);
   const int64_t partial_size = grad_value != nullptr ? size.nnz : 0;
+  const int64_t cached = kPartialBytes / std::max<int64_t>(1, partial_size * sizeof(T));
+  const int64_t groups =
+      std::clamp(cached, std::min(threads, kMaxGroups), kGroupsPerThread * threads);
+  const Tasks tasks = divide(panels.panels, threads, groups, nonzeros);
   std::unique_ptr<T[]> partial(new T[tasks.groups * partial_size]);
   std::fill_n(partial.get(), tasks.groups * partial_size, T{0});
 
@@ -409,13 +432,15 @@ void backward(
       }
     }
   });
-  for (int64_t i = 0; i < partial_size; ++i) {
-    T sum = partial[i];
-    for (int64_t group = 1; group < tasks.groups; ++group) {
-      sum += partial[group * partial_size + i];
+  parallel_for(0, partial_size, kWorthValues, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      T sum = partial[i];
+      for (int64_t group = 1; group < tasks.groups; ++group) {
+        sum += partial[group * partial_size + i];
+      }
+      grad_value[source[i]] = sum;
     }
-    grad_value[source[i]] = sum;
-  }
+  });
 }
 
 // ---- operators ---------------------------------------------------------------------------------
