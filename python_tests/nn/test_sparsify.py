@@ -202,6 +202,7 @@ EYE = torch.eye(4)
         (Shared, {"a.weight": EYE}, ValueError, "a.weight.*shared between 2 places"),
         (lambda: Odd(4, 4), {"weight": EYE}, ValueError, "got 'weight' of Odd"),
         (lambda: nn.Sequential(nn.LazyLinear(4)), {"0.weight": EYE}, ValueError, "is lazy"),
+        (lambda: nn.Linear(4, 4, device="meta"), {"weight": EYE}, ValueError, "meta device and holds"),
         (lambda: nn.LayerNorm(4), {"weight": EYE[0]}, ValueError, "'weight' of LayerNorm"),
         (hooked, {"0.weight": EYE}, ValueError, "its layer has hooks"),
         (pruned, {"0.weight": EYE}, ValueError, r"no parameter.*call its remove\(\) first"),
