@@ -5,6 +5,11 @@ optimizer. The rivals: the dense layer; the dense layer with its mask multiplied
 to train a sparse network); torch's own sparse CSR matrix product, called by hand with a kept
 transpose and, for the weights, `torch.sparse.sampled_addmm`.
 
+On CUDA there are also the dense layer in TF32 and in bfloat16, and ours in bfloat16; calls are
+replayed as CUDA graphs where they can be captured, and the share of the machine's bound is given:
+the greater of the bytes that a pass must move over the copy bandwidth, and the loads of operands
+over the rate of shared memory, a quarter of the measured rate of float32 multiply-adds.
+
 All candidates run in turns in one process, a few calls in a row each (see `in_a_row` in
 `measure.py`), and their results are compared before they are timed. Large sizes take minutes: give
 them in parts, with --add.
@@ -19,7 +24,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from measure import RESULTS, time_interleaved, write_json
+from measure import (
+    RESULTS,
+    Quartiles,
+    as_graph,
+    cuda_ceilings,
+    time_interleaved,
+    write_json,
+)
 from torch import Tensor
 from torch.nn import functional
 
@@ -64,6 +76,73 @@ def candidates(
     return forward, step
 
 
+def lower_precision(
+    rows: int, cols: int, batch: int, sparsity: float
+) -> tuple[Candidates, Candidates]:
+    """Build the calls that round more than float32 does, for CUDA."""
+    mask = torch.rand(rows, cols, device="cuda") >= sparsity
+    weight = torch.randn(rows, cols, device="cuda") / cols**0.5 * mask
+    x = torch.randn(batch, cols, device="cuda", requires_grad=True)
+    grad = torch.randn(batch, rows, device="cuda")
+    dense = weight.clone().requires_grad_()
+    half = [t.detach().bfloat16() for t in (weight, x, grad)]
+    half_layer = SparseLinear.from_dense(half[0], mask)
+    half_weight, half_x = (t.requires_grad_() for t in half[:2])
+
+    def in_tf32(call: Callable[[], object]) -> Callable[[], object]:
+        def run() -> object:
+            torch.backends.cuda.matmul.allow_tf32 = True
+            try:
+                return call()
+            finally:
+                torch.backends.cuda.matmul.allow_tf32 = False
+
+        return run
+
+    forward: Candidates = {
+        "dense TF32": in_tf32(lambda: functional.linear(x, dense)),
+        "dense bfloat16": lambda: functional.linear(half_x, half_weight),
+        "fullspectrum bfloat16": lambda: half_layer(half_x),
+    }
+    step: Candidates = {
+        "dense TF32": in_tf32(
+            lambda: torch.autograd.grad(functional.linear(x, dense), (x, dense), grad)
+        ),
+        "dense bfloat16": lambda: torch.autograd.grad(
+            functional.linear(half_x, half_weight), (half_x, half_weight), half[2]
+        ),
+        "fullspectrum bfloat16": lambda: torch.autograd.grad(
+            half_layer(half_x), (half_x, half_layer.values), half[2]
+        ),
+    }
+    return forward, step
+
+
+def time_on_cuda(calls: Candidates, repeats: int) -> dict[str, Quartiles]:
+    """Time calls as CUDA graphs of ten."""
+    for call in calls.values():
+        call()
+    graphs = {name: as_graph(call, 10) for name, call in calls.items()}
+    times = time_interleaved(
+        {name: graph for name, (graph, _) in graphs.items()}, repeats, device="cuda"
+    )
+    return {name: Quartiles(*(t / graphs[name][1] for t in time)) for name, time in times.items()}
+
+
+def bound_seconds(
+    rows: int, cols: int, batch: int, nnz: int, step: bool, ceilings: dict[str, float]
+) -> float:
+    """Return the least time of a pass in float32 with activations in shared memory."""
+    passes = 2 if step else 1  # forward, and both gradients from one load of each operand
+    bytes_moved = 4 * batch * (rows + cols) * passes + 8 * nnz * passes
+    multiply_adds_per_load = 4  # a multiprocessor's multiply-adds over words loaded, per clock
+    operations = 2 * multiply_adds_per_load * batch * nnz * passes
+    return max(
+        bytes_moved / ceilings["bytes_per_second"],
+        operations / ceilings["float32_operations_per_second"],
+    )
+
+
 def check_agreement(forward: Candidates, step: Candidates, mask: Tensor) -> None:
     """Raise AssertionError unless all candidates compute the same."""
     expected = forward["dense"]()
@@ -84,7 +163,8 @@ def merged(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[st
     """Return the rows of both, the new one where both have the same setting."""
 
     def setting(row: dict[str, Any]) -> tuple[object, ...]:
-        return tuple(value for key, value in row.items() if key != "seconds")
+        measured = ("seconds", "share_of_bound", "ceilings")
+        return tuple(value for key, value in row.items() if key not in measured)
 
     replaced = {setting(row) for row in new}
     return [row for row in old if setting(row) not in replaced] + new
@@ -112,21 +192,37 @@ def main() -> None:
     torch.manual_seed(options.seed)
     warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
 
+    on_cuda = torch.device(options.device).type == "cuda"
+    ceilings = cuda_ceilings() if on_cuda else {}
+    for what, rate in ceilings.items():
+        print(f"{what}: {rate:.3g}")
+
     rows = []
     grid = itertools.product(options.sizes, options.batches, options.sparsities)
-    print("  out x in batch sparsity    pass  ours ms  dense/ours masked/ours  CSR/ours")
+    print("  out x in batch sparsity    pass  ours ms  times as long as ours, and share of bound")
     for size, batch, sparsity in grid:
         out_features, in_features = map(int, size.split("x"))
-        both = candidates(out_features, in_features, batch, sparsity, options.device)
-        for name, calls in zip(("forward", "step"), both, strict=True):
+        shape = (out_features, in_features, batch)
+        both = candidates(*shape, sparsity, options.device)
+        rounded = lower_precision(*shape, sparsity) if on_cuda else ({}, {})
+        for name, calls, more in zip(("forward", "step"), both, rounded, strict=True):
             if name not in options.passes:
                 continue
-            times = time_interleaved(
-                calls, options.repeats, warmup=1, in_a_row=options.in_a_row, device=options.device
-            )
-            ours, dense, masked, csr = (time.median for time in times.values())
-            print(f"{size:>10} {batch:>5} {sparsity:>8} {name:>7} {ours * 1e3:8.3f}", end=" ")
-            print(f"{dense / ours:11.1f} {masked / ours:11.1f} {csr / ours:9.1f}", flush=True)
+            if on_cuda:
+                times = time_on_cuda({**calls, **more}, options.repeats)
+            else:
+                times = time_interleaved(
+                    calls, options.repeats, warmup=1, in_a_row=options.in_a_row
+                )
+            ours = times["fullspectrum"].median
+            ratios = {call: time.median / ours for call, time in times.items()}
+            if on_cuda:
+                nnz = round((1 - sparsity) * out_features * in_features)
+                bound = bound_seconds(*shape, nnz, name == "step", ceilings)
+                ratios["bound"] = bound / ours
+            print(f"{size:>10} {batch:>5} {sparsity:>8} {name:>7} {ours * 1e3:8.3f}", end="  ")
+            del ratios["fullspectrum"]
+            print(", ".join(f"{call} {ratio:.2f}" for call, ratio in ratios.items()), flush=True)
             rows.append({
                 "out_features": out_features,
                 "in_features": in_features,
@@ -135,6 +231,7 @@ def main() -> None:
                 "pass": name,
                 "threads": torch.get_num_threads(),
                 "seconds": {call: time._asdict() for call, time in times.items()},
+                **({"share_of_bound": ratios["bound"], "ceilings": ceilings} if on_cuda else {}),
             })
     output = options.output or RESULTS / torch.device(options.device).type / "sparse_linear.json"
     if options.add and output.exists():

@@ -64,6 +64,44 @@ def time_interleaved(
     }
 
 
+def as_graph(call: Callable[[], object], times: int) -> tuple[Callable[[], object], int]:
+    """Capture ``times`` calls as one CUDA graph, so that a kernel's time is not that of its launch.
+
+    Args:
+        call: What to capture; it has to have run before.
+        times: Calls in the graph.
+
+    Returns:
+        What replays them, and how many calls that is: ``call`` and 1 where it cannot be captured.
+    """
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            for _ in range(times):
+                call()
+    except RuntimeError:  # it waits for the device, or allocates outside torch
+        torch.cuda.synchronize()
+        return call, 1
+    return graph.replay, times
+
+
+def cuda_ceilings() -> dict[str, float]:
+    """Measure what the device can do at most: bytes copied and float32 operations a second.
+
+    Bytes read and written by a copy of 2 GiB; multiplications and additions of a dense float32
+    product of 8192 x 8192 matrices, without TF32.
+    """
+    source = torch.randn(2**29, device="cuda")
+    target = torch.empty_like(source)
+    left, right = torch.randn(2, 8192, 8192, device="cuda")
+    calls = {"copy": lambda: target.copy_(source), "product": lambda: left @ right}
+    times = time_interleaved(calls, 10, device="cuda")
+    return {
+        "bytes_per_second": 2 * source.nbytes / times["copy"].median,
+        "float32_operations_per_second": 2 * 8192**3 / times["product"].median,
+    }
+
+
 def environment() -> dict[str, Any]:
     """Describe the machine and the software: what a figure needs beside it to be worth anything."""
     from fullspectrum_ext import _core

@@ -12,7 +12,7 @@ SOURCES = pathlib.Path(__file__).resolve().parent.parent / "csrc"
 
 def kernels_in_sources() -> set[str]:
     text = "\n".join(path.read_text() for path in SOURCES.rglob("*.cu"))
-    declared = re.findall(r"__global__ void\s+(?:__launch_bounds__\(\w+\)\s+)?(\w+)\(", text)
+    declared = re.findall(r"__global__ void\s+(?:__launch_bounds__\([\w, ]+\)\s+)?(\w+)\(", text)
     assert len(declared) == text.count("__global__"), "a kernel is declared in another form"
     return set(declared)
 
@@ -40,6 +40,9 @@ def test_the_emulator_runs_every_kernel():
             torch.randn(1, 30, 2, 2, requires_grad=True), values, crow_indices, col_indices, 1
         )
         y.sum().backward()
+        # taps so far apart that no tile holds both
+        far_apart = (torch.randn(1, 15, 1, 30001), values, crow_indices, col_indices, (1, 2))
+        ops.sparse_conv2d(*far_apart, dilation=(1, 30000))
         subgraphs = ops.regular_subgraphs(crow_indices, col_indices, (40, 30))
         ops.singular_values(*layer)
         ops.singular_values(crow_indices, col_indices, None, (40, 30))

@@ -30,6 +30,13 @@
   type* name = reinterpret_cast<type*>(name##_storage)
 #endif
 
+// Before a loop whose arrays must stay in registers: its indices have to be constants.
+#ifdef FULLSPECTRUM_EMULATION
+#define FULLSPECTRUM_UNROLL
+#else
+#define FULLSPECTRUM_UNROLL _Pragma("unroll")
+#endif
+
 namespace fullspectrum {
 
 constexpr int kWarp = 32;
@@ -57,6 +64,26 @@ struct DeviceScope {
 };
 
 #endif
+
+// What a device has for a kernel that plans by it.
+struct DeviceLimits {
+  int64_t multiprocessors;
+  int64_t shared_bytes;  // of a block, at most
+};
+
+inline DeviceLimits device_limits([[maybe_unused]] const torch::stable::Tensor& tensor) {
+#ifdef FULLSPECTRUM_EMULATION
+  return {4, emulation::kMaxSharedBytes};
+#else
+  int multiprocessors = 0, shared_bytes = 0;
+  const int device = tensor.get_device_index();
+  STD_CUDA_CHECK(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
+  STD_CUDA_CHECK(
+      cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device)
+  );
+  return {multiprocessors, shared_bytes};
+#endif
+}
 
 struct LaunchShape {
   const char* kernel;  // its name, for the emulator's record

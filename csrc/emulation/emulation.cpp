@@ -21,7 +21,6 @@ constexpr size_t kStackBytes = 256 * 1024;
 // The limits of the architectures we compile for (sm_80 and later), which a launch must respect.
 constexpr unsigned kMaxThreads = 1024;
 constexpr unsigned kMaxGridYz = 65535;
-constexpr size_t kMaxSharedBytes = 163 * 1024;
 
 enum class Waiting { no, at_block_barrier, at_warp_barrier };
 

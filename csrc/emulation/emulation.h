@@ -31,6 +31,9 @@ struct dim3 {
 
 namespace emulation {
 
+// Of a block, on the least of the architectures we compile for (sm_80).
+constexpr size_t kMaxSharedBytes = 163 * 1024;
+
 // Runs `body` once for each thread of each block, and records that `kernel` was launched.
 void run(
     const char* kernel, dim3 grid, dim3 block, size_t shared_bytes, std::function<void()> body
@@ -91,6 +94,18 @@ template <typename T>
 T __shfl_up_sync(unsigned, T value, unsigned delta) {
   const unsigned lane = emulation::lane();
   return emulation::exchange(value, lane >= delta ? lane - delta : lane);
+}
+
+// Bit i: what lane i gave. All 32 lanes take part.
+inline unsigned __ballot_sync(unsigned, bool vote) {
+  unsigned char* slots = emulation::warp_slots();
+  slots[emulation::lane() * emulation::kSlot] = vote;
+  emulation::sync_warp();
+  unsigned bits = 0;
+  for (unsigned lane = 0; lane < 32; ++lane) {
+    bits |= static_cast<unsigned>(slots[lane * emulation::kSlot]) << lane;
+  }
+  return bits;
 }
 
 template <typename T>

@@ -1,5 +1,7 @@
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
+#include <optional>
 #include <tuple>
 #include <vector>
 
@@ -52,7 +54,7 @@ struct Target {
 // Launch: grid (channel tiles * pixel tiles), block 256, no shared memory. Slow when few rows are
 // much longer than the rest (their block finishes last).
 template <typename scalar_t, typename index_t>
-__global__ void __launch_bounds__(kThreads) sparse_conv2d_kernel(
+__global__ void __launch_bounds__(kThreads, 4) sparse_conv2d_kernel(
     const scalar_t* __restrict__ x,      // [batch, in channels, height, width]
     const scalar_t* __restrict__ value,  // [nnz]
     const index_t* __restrict__ crow,    // [out channels + 1]
@@ -105,6 +107,260 @@ __global__ void __launch_bounds__(kThreads) sparse_conv2d_kernel(
   }
 }
 
+// ---- forward, from tiles in shared memory ----------------------------------------------------
+
+constexpr int kTileWarps = 16;
+constexpr int kTileThreads = kTileWarps * kWarp;
+constexpr int kPixels = 8;  // of a lane
+
+// What a block computes: `rows` x `cols` output pixels of `images` images, and how the input pixels
+// that they meet lie in shared memory. cols, a power of two, times images side by side are the
+// lanes of a warp; rows times sets of such images are a lane's pixels.
+struct Tile {
+  int cols, rows, images;
+  int in_rows, in_cols;        // met by the tile, with halo
+  int plane, channel;          // elements from image to image and from channel to channel
+  int channels;                // in shared memory at a time
+  int out_channels;            // of a block
+  int64_t down, right, batch;  // tiles of an image's rows and columns, of the batch
+  int64_t out_tiles;           // of the output channels of a group
+  bool sums;                   // kept in shared memory from one part of the channels to the next
+  size_t shared_bytes;
+
+  int64_t blocks(int64_t groups) const { return down * right * batch * out_tiles * groups; }
+};
+
+template <typename acc_t>
+struct alignas(2 * sizeof(acc_t)) Weight {
+  acc_t value;
+  int offset;  // of its channel and tap in the tile
+};
+
+// The same as sparse_conv2d_kernel where a tile of x fits into shared memory, whatever the stride,
+// padding and dilation: the halo is filled with zeros, and a nonzero is one offset for all lanes.
+//
+// A block stages the input pixels that its output pixels meet, of as many channels as fit; its
+// warps take the output channels one by one as they get free. A warp brings 32 nonzeros at a time
+// into shared memory (coalesced, the next while it works on these); for each, a lane reads one
+// input pixel for each of its 8 outputs. Lanes lie along a row of the image, and along images where
+// that is short: images start cols apart in the banks, so that with stride 1 the reads do not
+// collide. The bound is shared memory: 9 reads for 8 multiply-adds of a warp. A channel's sum is
+// one lane's own, in the order of its nonzeros.
+//
+// Launch: grid (tiles), block 512, dynamic shared memory as planned. With a stride of 2, two reads
+// share a bank; with images whose sides are far from powers of two, lanes are idle.
+template <typename scalar_t, typename index_t>
+__global__ void __launch_bounds__(kTileThreads, 1) sparse_conv2d_tile_kernel(
+    const scalar_t* __restrict__ x,      // [batch, in channels, height, width]
+    const scalar_t* __restrict__ value,  // [nnz]
+    const index_t* __restrict__ crow,    // [out channels + 1]
+    const index_t* __restrict__ col,     // [nnz], rising within each row
+    const scalar_t* __restrict__ bias,   // [out channels] or null
+    Target<scalar_t> y,
+    Geometry g,
+    Tile t
+) {
+  using acc_t = typename Accumulator<scalar_t>::type;
+  const int thread = static_cast<int>(threadIdx.x);
+  const int warp = thread / kWarp, lane = thread % kWarp;
+  int64_t block = blockIdx.x;
+  const int64_t out_tile = block % t.out_tiles;
+  block /= t.out_tiles;
+  const int64_t group = block % (g.in_channels / g.group_in);
+  block /= g.in_channels / g.group_in;
+  const int first_col = static_cast<int>(block % t.right) * t.cols;
+  block /= t.right;
+  const int first_row = static_cast<int>(block % t.down) * t.rows;
+  const int64_t first_image = block / t.down * t.images;
+  const int64_t first_channel = group * g.group_out + out_tile * t.out_channels;
+  const int channels = static_cast<int>(
+      min(static_cast<int64_t>(t.out_channels), (group + 1) * g.group_out - first_channel)
+  );
+
+  FULLSPECTRUM_DYNAMIC_SHARED(Weight<acc_t>, staged);               // [kTileThreads]
+  auto* begin = reinterpret_cast<index_t*>(staged + kTileThreads);  // [out_channels], what is to
+  index_t* end = begin + t.out_channels;                            // come of each
+  auto* sums = reinterpret_cast<acc_t*>(end + t.out_channels);      // [out_channels][pixels]
+  auto* tile = reinterpret_cast<scalar_t*>(sums + (t.sums ? t.out_channels * kPixels * kWarp : 0));
+  __shared__ int next_channel;
+  staged += warp * kWarp;
+  for (int i = thread; i < channels; i += kTileThreads) {
+    begin[i] = crow[first_channel + i];
+    end[i] = crow[first_channel + i + 1];
+  }
+
+  // where a lane's pixels start in the tile
+  const int across = kWarp / t.cols;
+  int at[kPixels];
+  FULLSPECTRUM_UNROLL
+  for (int j = 0; j < kPixels; ++j) {
+    const int image = j / t.rows * across + lane / t.cols;
+    at[j] = image * t.plane + j % t.rows * g.stride[0] * t.in_cols + lane % t.cols * g.stride[1];
+  }
+
+  const int top = g.met_by(0, first_row, 0), left = g.met_by(1, first_col, 0);
+  for (int64_t from = 0; from == 0 || from < g.group_in; from += t.channels) {
+    const int here = static_cast<int>(min(static_cast<int64_t>(t.channels), g.group_in - from));
+    __syncthreads();  // the channels before are not needed any more
+    const int lines = here * t.images * t.in_rows;
+    for (int line = warp; line < lines; line += kTileWarps) {
+      const int row = line % t.in_rows, image = line / t.in_rows % t.images;
+      const int channel = line / t.in_rows / t.images;
+      const int64_t n = first_image + image;
+      const scalar_t* source =
+          x + ((n * g.in_channels + group * g.group_in + from + channel) * g.in[0] + top + row) *
+                  g.in[1];
+      scalar_t* target = tile + channel * t.channel + image * t.plane + row * t.in_cols;
+      for (int i = lane; i < t.in_cols; i += kWarp) {
+        const bool inside = n < g.batch && g.inside(top + row, left + i);
+        target[i] = inside ? source[left + i] : scalar_t(0);
+      }
+    }
+    if (thread == 0) {
+      next_channel = kTileWarps;
+    }
+    __syncthreads();
+
+    const bool last = from + t.channels >= g.group_in;
+    const auto end_column = static_cast<index_t>((from + here) * g.taps);
+    index_t own_column = 0;
+    acc_t own_value = 0;
+    const auto bring = [&](index_t p, index_t to) {
+      if (lane < to - p) {
+        own_column = col[p + lane];
+        own_value = static_cast<acc_t>(value[p + lane]);
+      }
+    };
+    int i = warp;
+    if (i < channels) {
+      bring(begin[i], end[i]);
+    }
+    while (i < channels) {
+      int next = lane == 0 ? atomicAdd(&next_channel, 1) : 0;
+      next = __shfl_sync(~0u, next, 0);
+      index_t p = begin[i];
+      const index_t row_end = end[i];
+      acc_t sum[kPixels] = {};
+      int count;
+      do {
+        const bool usable = lane < row_end - p && own_column < end_column;
+        count = __popc(__ballot_sync(~0u, usable));
+        const int column = static_cast<int>(own_column - from * g.taps);
+        const int tap = column % g.taps;
+        staged[lane] = {
+            own_value,
+            column / g.taps * t.channel + tap / g.kernel[1] * g.dilation[0] * t.in_cols +
+                tap % g.kernel[1] * g.dilation[1]
+        };
+        __syncwarp();
+        p += count;
+        if (count == kWarp) {
+          bring(p, row_end);
+        } else if (next < channels) {
+          bring(begin[next], end[next]);
+        }
+        for (int q = 0; q < count; ++q) {
+          const Weight<acc_t> weight = staged[q];
+          const scalar_t* met = tile + weight.offset;
+          FULLSPECTRUM_UNROLL
+          for (int j = 0; j < kPixels; ++j) {
+            sum[j] += weight.value * static_cast<acc_t>(met[at[j]]);
+          }
+        }
+        __syncwarp();
+      } while (count == kWarp);
+
+      if (lane == 0) {
+        begin[i] = p;
+      }
+      acc_t* kept = sums + i * kPixels * kWarp + lane;
+      const acc_t shift = bias ? static_cast<acc_t>(bias[first_channel + i]) : acc_t{0};
+      const int out_col = first_col + lane % t.cols;
+      FULLSPECTRUM_UNROLL
+      for (int j = 0; j < kPixels; ++j) {
+        const acc_t total = from == 0 ? sum[j] : kept[j * kWarp] + sum[j];
+        const int out_row = first_row + j % t.rows;
+        const int64_t n = first_image + j / t.rows * across + lane / t.cols;
+        if (!last) {
+          kept[j * kWarp] = total;
+        } else if (n < g.batch && out_row < g.out[0] && out_col < g.out[1]) {
+          const int64_t pixel = static_cast<int64_t>(out_row) * g.out[1] + out_col;
+          y.set(n, first_channel + i, pixel, static_cast<scalar_t>(total + shift));
+        }
+      }
+      i = next;
+    }
+  }
+}
+
+// The least power of two that is not below n, at most `most`.
+int power_of_two(int n, int most) {
+  int power = 1;
+  while (power < n && power < most) {
+    power *= 2;
+  }
+  return power;
+}
+
+// A tile for the convolution, or none where not even one channel of it fits, or there is none.
+template <typename scalar_t, typename index_t>
+std::optional<Tile> tile_for(const Geometry& g, const DeviceLimits& limits) {
+  using acc_t = typename Accumulator<scalar_t>::type;
+  if (g.group_in == 0) {
+    return std::nullopt;
+  }
+  Tile t{};
+  t.cols = power_of_two(g.out[1], kWarp);
+  t.rows = power_of_two(g.out[0], kPixels);
+  const int across = kWarp / t.cols;
+  t.images = across * (kPixels / t.rows);
+  t.down = ceil_div(g.out[0], t.rows);
+  t.right = ceil_div(g.out[1], t.cols);
+  t.batch = ceil_div(g.batch, t.images);
+  const auto met = [&](int d, int pixels) {
+    const int64_t span =
+        int64_t{pixels - 1} * g.stride[d] + int64_t{g.kernel[d] - 1} * g.dilation[d];
+    return std::min<int64_t>(span + 1, limits.shared_bytes);
+  };
+  const int64_t in_rows = met(0, t.rows), in_cols = met(1, t.cols);
+  int64_t plane = in_rows * in_cols;
+  if (across > 1) {  // images t.cols apart in the banks
+    plane += (t.cols - plane % kWarp + kWarp) % kWarp;
+  }
+  const int64_t channel_bytes = t.images * plane * static_cast<int64_t>(sizeof(scalar_t));
+
+  // as many output channels to a block as leave every multiprocessor one
+  const int64_t others = t.down * t.right * t.batch * (g.in_channels / g.group_in);
+  const int64_t tiles = std::clamp<int64_t>(
+      ceil_div(limits.multiprocessors, others), 1, ceil_div(g.group_out, kTileWarps)
+  );
+  const int64_t room = limits.shared_bytes - 128 - kTileThreads * sizeof(Weight<acc_t>);
+  const int64_t sum_bytes = kPixels * kWarp * sizeof(acc_t), row_bytes = 2 * sizeof(index_t);
+  int64_t out_channels = std::min<int64_t>(ceil_div(g.group_out, tiles), 512);
+  t.sums = g.group_in * channel_bytes > room - out_channels * row_bytes;
+  if (t.sums) {
+    out_channels = std::min(out_channels, room / 3 / (sum_bytes + row_bytes));
+  }
+  const int64_t row_total = out_channels * (row_bytes + (t.sums ? sum_bytes : 0));
+  const int64_t channels = std::min(g.group_in, (room - row_total) / channel_bytes);
+  if (channels < 1) {
+    return std::nullopt;
+  }
+  t.in_rows = static_cast<int>(in_rows);
+  t.in_cols = static_cast<int>(in_cols);
+  t.plane = static_cast<int>(plane);
+  t.channel = static_cast<int>(t.images * plane);
+  t.channels = static_cast<int>(ceil_div(g.group_in, ceil_div(g.group_in, channels)));
+  t.out_channels = static_cast<int>(out_channels);
+  t.out_tiles = ceil_div(g.group_out, out_channels);
+  t.shared_bytes = static_cast<size_t>(
+      kTileThreads * sizeof(Weight<acc_t>) + row_total + t.channels * channel_bytes
+  );
+  return t;
+}
+
+// ---- gradients -------------------------------------------------------------------------------
+
 // The first entry of [begin, end) that is not below `row`.
 template <typename index_t>
 __device__ int64_t first_not_below(const index_t* rows, int64_t begin, int64_t end, int64_t row) {
@@ -129,7 +385,7 @@ __device__ int64_t first_not_below(const index_t* rows, int64_t begin, int64_t e
 // Launch: grid (channel tiles * pixel tiles), block 256, no shared memory. With a stride, a tap
 // reaches only every stride-th pixel of a row: that share of the lanes works.
 template <typename scalar_t, typename index_t>
-__global__ void __launch_bounds__(kThreads) sparse_conv2d_grad_x_kernel(
+__global__ void __launch_bounds__(kThreads, 4) sparse_conv2d_grad_x_kernel(
     const scalar_t* __restrict__ grad,        // [batch, out channels, out height, out width]
     const scalar_t* __restrict__ value,       // [nnz]
     const index_t* __restrict__ ccol,         // [columns + 1]
@@ -180,7 +436,7 @@ __global__ void __launch_bounds__(kThreads) sparse_conv2d_grad_x_kernel(
 //
 // Launch: grid (nonzeros / 8), block 256. Slow when an image has far fewer pixels than 32.
 template <typename scalar_t, typename index_t>
-__global__ void __launch_bounds__(kThreads) sparse_conv2d_grad_values_kernel(
+__global__ void __launch_bounds__(kThreads, 4) sparse_conv2d_grad_values_kernel(
     const scalar_t* __restrict__ grad,  // [batch, out channels, out height, out width]
     const scalar_t* __restrict__ x,     // [batch, in channels, height, width]
     const index_t* __restrict__ crow,   // [out channels + 1]
@@ -296,18 +552,47 @@ Tensor sparse_conv2d_cuda(
     using scalar_t = typename decltype(tag)::type;
     dispatch_index(crow_indices.scalar_type(), op, [&](auto index_tag) {
       using index_t = typename decltype(index_tag)::type;
-      launch(
-          scope,
-          {"sparse_conv2d_kernel", grid_over(op, y), dim3(kThreads)},
-          sparse_conv2d_kernel<scalar_t, index_t>,
-          images.const_data_ptr<scalar_t>(),
-          weights.const_data_ptr<scalar_t>(),
-          crow_indices.const_data_ptr<index_t>(),
-          col_indices.const_data_ptr<index_t>(),
-          b ? b->const_data_ptr<scalar_t>() : static_cast<const scalar_t*>(nullptr),
-          target_of<scalar_t>(y),
-          geometry
-      );
+      const auto* pixels = images.const_data_ptr<scalar_t>();
+      const auto* value = weights.const_data_ptr<scalar_t>();
+      const auto* crow = crow_indices.const_data_ptr<index_t>();
+      const auto* col = col_indices.const_data_ptr<index_t>();
+      const scalar_t* shift = b ? b->const_data_ptr<scalar_t>() : nullptr;
+      const Target<scalar_t> target = target_of<scalar_t>(y);
+      std::optional<Tile> tile;
+      if (y.numel() > 0) {
+        tile = tile_for<scalar_t, index_t>(geometry, device_limits(x));
+      }
+      if (tile) {
+        launch(
+            scope,
+            {"sparse_conv2d_tile_kernel",
+             grid_of(op, tile->blocks(size.groups)),
+             dim3(kTileThreads),
+             tile->shared_bytes},
+            sparse_conv2d_tile_kernel<scalar_t, index_t>,
+            pixels,
+            value,
+            crow,
+            col,
+            shift,
+            target,
+            geometry,
+            *tile
+        );
+      } else {
+        launch(
+            scope,
+            {"sparse_conv2d_kernel", grid_over(op, y), dim3(kThreads)},
+            sparse_conv2d_kernel<scalar_t, index_t>,
+            pixels,
+            value,
+            crow,
+            col,
+            shift,
+            target,
+            geometry
+        );
+      }
     });
   });
   return y;

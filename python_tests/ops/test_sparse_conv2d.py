@@ -32,6 +32,8 @@ CASES = {
     "groups": (3, 6, 9, 6, 6, (3, 3), 0.4, {"groups": 3, "padding": (1, 1)}),
     "depthwise": (2, 5, 10, 7, 6, (3, 3), 0.6, {"groups": 5, "stride": (2, 1)}),
     "one tall image": (1, 2, 3, 70, 9, (3, 3), 0.5, {"padding": (1, 1)}),
+    "taps far apart": (1, 2, 3, 302, 303, (2, 2), 0.7, {"dilation": (300, 300)}),
+    "a wide image": (1, 3, 20, 9, 45, (3, 3), 0.5, {"padding": (1, 1)}),
     "many channels": (1, 60, 50, 4, 5, (3, 3), 0.6, {"padding": (1, 1)}),
 }
 

@@ -192,6 +192,122 @@ def test_one_long_row_among_empty_ones(device):
     assert_gradients(grad, x, index[2], *index[:2], rtol=1e-12, atol=1e-12)
 
 
+# The ways through the CUDA kernel: more columns than one panel holds, several spans of the batch
+# by one block (whose sampled values are added up) and by many, rows that are vectors and rows that
+# are not, full rows (chunks of nonzeros without an end among them).
+WAYS = {
+    # rows, cols, batch shape, density
+    "two panels": (70, 1400, (90,), 0.01),
+    "two panels, unaligned": (9, 1403, (33,), 0.02),
+    "whole vectors": (64, 64, (128,), 0.2),
+    "full rows": (40, 96, (70,), 1.0),
+    "many spans": (16, 24, (300,), 0.3),
+    "many tiles": (900, 40, (20,), 0.1),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_every_way_through_the_kernels_gives_the_reference(way, dtype, device):
+    x, values, crow_indices, col_indices, bias, grad = case(*WAYS[way], dtype=dtype, device=device)
+    index = (crow_indices, col_indices)
+
+    y = ops.sparse_linear(x, values, *index, WAYS[way][0], bias)
+    found = gradients(grad, x, values, *index)
+
+    x, values, bias, grad = (t.double() for t in (x, values, bias, grad))
+    expected = reference.sparse_linear(x, values, *index, WAYS[way][0], bias)
+    expected_gradients = reference.sparse_linear_backward(grad, x, values, *index)
+    pairs = [(y, expected)]
+    for of_ours in found:
+        pairs += zip(of_ours, expected_gradients, strict=True)
+    for ours, exact in pairs:
+        error = (ours.double() - exact).abs().max()
+        assert error <= 8 * torch.finfo(dtype).eps * exact.abs().max()
+
+
+@pytest.mark.parametrize("offset", [1, 2, 4])
+def test_inputs_may_start_anywhere(offset, device):
+    x, values, crow_indices, col_indices, _, grad = case(24, 40, (9,), 0.4, torch.float32, device)
+    moved_x, moved_grad = (
+        torch.cat((t.new_zeros(offset), t.flatten()))[offset:].view_as(t) for t in (x, grad)
+    )
+
+    y = ops.sparse_linear(moved_x, values, crow_indices, col_indices, 24)
+
+    assert torch.equal(y, ops.sparse_linear(x, values, crow_indices, col_indices, 24))
+    found = gradients(moved_grad, moved_x, values, crow_indices, col_indices)
+    expected = gradients(grad, x, values, crow_indices, col_indices)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_results_are_the_same_bit_for_bit(device):
+    x, values, crow_indices, col_indices, bias, grad = case(
+        90, 130, (200,), 0.2, torch.float32, device
+    )
+
+    def run():
+        y = ops.sparse_linear(x, values, crow_indices, col_indices, 90, bias)
+        return y, gradients(grad, x, values, crow_indices, col_indices)
+
+    torch.testing.assert_close(run(), run(), rtol=0, atol=0)
+
+
+def test_what_is_not_met_is_not_read(device):
+    # infinities in columns without a nonzero, and in the places that pad a panel
+    crow_indices = torch.tensor([0, 1, 1, 3], device=device)
+    col_indices = torch.tensor([2, 0, 2], device=device)
+    values = torch.tensor([1.0, 10.0, 100.0], device=device)
+    x = torch.tensor([[1.0, torch.inf, 3.0, torch.nan]], device=device)
+
+    y = ops.sparse_linear(x, values, crow_indices, col_indices, 3)
+
+    assert y.tolist() == [[3.0, 0.0, 310.0]]
+
+
+# ---- CUDA ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.cuda
+def test_a_cuda_graph_replays_a_step_on_new_inputs():
+    x, values, crow_indices, col_indices, bias, grad = case(
+        90, 130, (200,), 0.2, torch.float32, "cuda"
+    )
+    index = (crow_indices, col_indices)
+    transpose = ops.csr_transpose(*index, 130)
+
+    def step():
+        y = ops.sparse_linear(x, values, *index, 90, bias)
+        return y, *BACKWARD_OP(grad, x, values, *index, 130, *transpose)
+
+    warm = torch.cuda.Stream()
+    with torch.cuda.stream(warm):
+        step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    x.normal_()
+    graph.replay()
+
+    torch.testing.assert_close(captured, step(), rtol=0, atol=0)
+
+
+@pytest.mark.cuda
+def test_the_kernels_run_on_the_current_stream():
+    x, values, crow_indices, col_indices, _, _ = case(90, 130, (200,), 0.2, torch.float32, "cuda")
+    expected = ops.sparse_linear(2 * x, values, crow_indices, col_indices, 90)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(10**7)
+        x *= 2
+        y = ops.sparse_linear(x, values, crow_indices, col_indices, 90)
+    torch.cuda.current_stream().wait_stream(stream)
+
+    assert torch.equal(y, expected)
+
+
 def test_results_do_not_depend_on_rows_beside_them():
     x, values, crow_indices, col_indices, bias, _ = case(30, 40, (100,), 0.3, torch.float32)
 
