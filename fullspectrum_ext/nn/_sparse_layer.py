@@ -143,8 +143,7 @@ class SparseLayer(UpdatesTopology):
         if missing and any(prefix + name in state_dict for name in _TOPOLOGY):
             # even where strict is False: half a topology with the other half of another is no CSR
             missing_keys.extend(missing)
-            if not strict:
-                error_msgs.append(f"{', '.join(names)} go together, missing: {', '.join(missing)}")
+            error_msgs.append(f"{', '.join(names)} go together, missing: {', '.join(missing)}")
             return
         if not missing:
             crow_indices, col_indices, values = (state_dict[name] for name in names)
