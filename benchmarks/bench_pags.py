@@ -3,8 +3,8 @@
 The run is the real one, `fullspectrum_ext.prune(model, "pags")`, with clocks around its parts:
 
 * candidate scores: drawing them, and the check that they are finite
-* selection:        from scores to masks with the exact count of each layer
-* conversion:       from masks to graphs, the weights on their edges, the regular subgraphs
+* selection:        from scores to topologies with the exact count of each layer
+* conversion:       their live nodes, the weights on their edges, the regular subgraphs
 * spectra:          the singular values of masks, weights and all their subgraphs
 * the rest:         formulas, rules, bookkeeping
 
@@ -35,9 +35,9 @@ from fullspectrum_ext.pruning.base import ScoringContext
 _PAGS, _SPECTRUM = "fullspectrum_ext.pruning.pags", "fullspectrum_ext.spectral.full_spectrum"
 PARTS = {  # a module and a function that it calls, and the part that its time belongs to
     (_PAGS, "check_scores"): "candidate scores",
-    (_PAGS, "keep_top_per_layer"): "selection",
-    (_PAGS, "layer_graph"): "conversion",
-    (_PAGS, "edge_weights"): "conversion",
+    (_PAGS, "topk_topologies"): "selection",
+    (_PAGS, "csr_graph"): "conversion",
+    (_PAGS, "kept_values"): "conversion",
     (_SPECTRUM, "regular_subgraphs"): "conversion",
     (_SPECTRUM, "singular_values"): "spectra",
     (_SPECTRUM, "subgraph_singular_values"): "spectra",

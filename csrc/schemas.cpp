@@ -38,6 +38,11 @@ FULLSPECTRUM_LIBRARY(m) {
       "int groups, bool need_x, bool need_values, Tensor? ccol_indices=None, "
       "Tensor? row_indices=None, Tensor? permutation=None) -> (Tensor, Tensor)"
   );
+  // the index of W^T: ccol_indices, row_indices, and where each of its entries stands in W
+  m.def(
+      "csr_transpose(Tensor crow_indices, Tensor col_indices, SymInt cols) "
+      "-> (Tensor, Tensor, Tensor)"
+  );
   // pillar 2, regular subgraphs: for each layer the input taps sorted by degree, beside each tap
   // its degree and the number of outputs that the taps of this degree touch; layers one after the
   // other
@@ -59,7 +64,13 @@ FULLSPECTRUM_LIBRARY(m) {
       "int[] cols, Tensor[] taps, int[] subgraphs, int[] taps_of, int k, float tol, "
       "int method=0) -> (Tensor, Tensor)"
   );
-  // selection: flat positions (rising) and values of the k entries of the dense weight gradient
+  // selection: which scores are the largest, bool masks of their shapes; counts says how many to
+  // keep of each tensor, or, if it is one number, of all of them together. Of equal scores the
+  // first are kept, tensor by tensor and in row-major order.
+  m.def("topk_masks(Tensor[] scores, SymInt[] counts) -> Tensor[]");
+  // the same for each of some matrices on its own, in CSR form: crow_indices and col_indices
+  m.def("topk_topologies(Tensor[] scores, SymInt[] counts) -> (Tensor[], Tensor[])");
+  // flat positions (rising) and values of the k entries of the dense weight gradient
   // grad^T x outside the topology that are largest in magnitude, without that gradient in memory
   m.def(
       "dense_grad_topk(Tensor grad, Tensor x, Tensor crow_indices, Tensor col_indices, SymInt k) "

@@ -11,7 +11,7 @@ SOURCES = pathlib.Path(__file__).resolve().parent.parent / "csrc"
 
 
 def kernels_in_sources() -> set[str]:
-    text = "\n".join(path.read_text() for path in SOURCES.rglob("*.cu"))
+    text = "\n".join(path.read_text() for path in SOURCES.rglob("*cuda*"))
     declared = re.findall(r"__global__ void\s+(?:__launch_bounds__\([\w, ]+\)\s+)?(\w+)\(", text)
     assert len(declared) == text.count("__global__"), "a kernel is declared in another form"
     return set(declared)
@@ -48,6 +48,8 @@ def test_the_emulator_runs_every_kernel():
         ops.singular_values(crow_indices, col_indices, None, (40, 30))
         ops.subgraph_singular_values(*layer, subgraphs)
         grow = ops.dense_grad_topk(torch.ones(5, 40), x, crow_indices, col_indices, 7).positions
+        ops.csr_transpose(crow_indices, col_indices, 30)
+        ops.topk_topologies([x], [3])
         ops.topology_update(crow_indices, col_indices, torch.tensor([0]), grow, 30)
 
     assert emulation.launched_kernels() == kernels_in_sources()

@@ -5,11 +5,11 @@
 #include <utility>
 #include <vector>
 
-#include "common/aten.h"
 #include "common/cuda_launch.h"
 #include "common/dispatch.h"
 #include "common/library.h"
 #include "selection/gradient_tiles.h"
+#include "selection/radix_select_cuda.h"
 #include "selection/rank.h"
 
 namespace fullspectrum {
@@ -18,20 +18,11 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr int kThreads = 256;
-constexpr int kWarps = kThreads / kWarp;
 #ifdef FULLSPECTRUM_EMULATION
 constexpr int64_t kTileSize = int64_t{1} << 14;  // tests meet several tiles in small matrices
 #else
 constexpr int64_t kTileSize = int64_t{1} << 21;  // a tile keeps the whole device busy
 #endif
-// Entries of one thread, side by side.
-constexpr int kPerThread = 16;
-constexpr int64_t kPerBlock = int64_t{kThreads} * kPerThread;
-constexpr int kDigitBits = 8;
-constexpr int kDigits = 1 << kDigitBits;
-static_assert(kDigits == kThreads, "a thread owns a digit");
-
 // What the selection of one tile works on: the k best so far, then the tile's entries. Both are
 // read as bits. With the first tile there are no best ones yet: they are kTaken, which rank lowest.
 template <typename scalar_t>
@@ -47,16 +38,10 @@ struct Pool {
   __device__ rank_t bits(int64_t i) const {
     return i >= k ? tile[i - k] : best ? best[i] : kTaken<scalar_t>;
   }
+  __device__ rank_t rank(int64_t i) const { return rank_of<scalar_t>(bits(i)); }
   __device__ int64_t place(int64_t i) const {
     return i >= k ? first + i - k : places ? places[i] : 0;
   }
-};
-
-// Where the k best end, found digit by digit: the digits so far, and how many of the entries that
-// share them belong to the k best.
-struct Cut {
-  int64_t prefix;
-  int64_t wanted;
 };
 
 // Overwrites the tile's stored entries. A block owns a row. Launch: grid rows, block 256.
@@ -71,126 +56,6 @@ __global__ void __launch_bounds__(kThreads) mark_stored_kernel(
   for (int64_t p = crow[row] + static_cast<int64_t>(threadIdx.x); p < crow[row + 1];
        p += kThreads) {
     tile[row * cols + col[p]] = kTaken<scalar_t>;
-  }
-}
-
-// Counts the entries that share the cut's prefix by their next digit. Integer atomics, first in
-// shared memory: their order does not matter. Reads are coalesced. Launch: grid ceil(size / 4096),
-// block 256. Slow where all entries have one digit.
-template <typename scalar_t>
-__global__ void __launch_bounds__(kThreads) count_digits_kernel(
-    Pool<scalar_t> pool,
-    int shift,
-    bool first,
-    const Cut* __restrict__ cut,  // [1]
-    int* __restrict__ count       // [digits]
-) {
-  __shared__ int here[kDigits];
-  here[threadIdx.x] = 0;
-  __syncthreads();
-  const uint64_t prefix = first ? 0 : static_cast<uint64_t>(cut->prefix);
-  const int64_t begin = static_cast<int64_t>(blockIdx.x) * kPerBlock;
-  for (int64_t i = begin + threadIdx.x; i < min(begin + kPerBlock, pool.size); i += kThreads) {
-    const uint64_t digits = static_cast<uint64_t>(rank_of<scalar_t>(pool.bits(i))) >> shift;
-    if (first || digits >> kDigitBits == prefix) {
-      atomicAdd(&here[digits % kDigits], 1);
-    }
-  }
-  __syncthreads();
-  if (here[threadIdx.x] > 0) {
-    atomicAdd(&count[threadIdx.x], here[threadIdx.x]);
-  }
-}
-
-// Appends to the cut the digit that the wanted-th largest entry has, and clears the counts for the
-// next one. One block; a thread owns a digit and sums the counts above it.
-__global__ void __launch_bounds__(kThreads) choose_digit_kernel(
-    int64_t k,
-    bool first,
-    Cut* __restrict__ cut,   // [1]
-    int* __restrict__ count  // [digits]
-) {
-  __shared__ int here[kDigits];
-  const int digit = static_cast<int>(threadIdx.x);
-  here[digit] = count[digit];
-  const Cut before = first ? Cut{0, k} : *cut;
-  __syncthreads();
-  int64_t above = 0;
-  for (int d = digit + 1; d < kDigits; ++d) {
-    above += here[d];
-  }
-  count[digit] = 0;
-  if (above < before.wanted && above + here[digit] >= before.wanted) {
-    *cut = {before.prefix << kDigitBits | digit, before.wanted - above};
-  }
-}
-
-// Sums of a pair of counts over the threads before this one, and over all of the block.
-struct PairSum {
-  int64_t greater;
-  int64_t equal;
-};
-
-__device__ PairSum before_in_block(int64_t greater, int64_t equal, PairSum& total) {
-  __shared__ int64_t warp_greater[kWarps], warp_equal[kWarps];
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const int warp = static_cast<int>(threadIdx.x) / kWarp;
-  int64_t g = greater, e = equal;
-  for (int delta = 1; delta < kWarp; delta *= 2) {
-    const int64_t other_g = __shfl_up_sync(~0u, g, delta);
-    const int64_t other_e = __shfl_up_sync(~0u, e, delta);
-    if (lane >= delta) {
-      g += other_g;
-      e += other_e;
-    }
-  }
-  if (lane == kWarp - 1) {
-    warp_greater[warp] = g;
-    warp_equal[warp] = e;
-  }
-  __syncthreads();
-  PairSum before{g - greater, e - equal};
-  total = {0, 0};
-  for (int w = 0; w < kWarps; ++w) {
-    if (w < warp) {
-      before.greater += warp_greater[w];
-      before.equal += warp_equal[w];
-    }
-    total.greater += warp_greater[w];
-    total.equal += warp_equal[w];
-  }
-  return before;
-}
-
-// The counts of one thread's entries above the cut, and of those at it.
-template <typename scalar_t>
-__device__ PairSum count_own(const Pool<scalar_t>& pool, int64_t begin, int64_t end, uint64_t cut) {
-  PairSum own{0, 0};
-  for (int64_t i = begin; i < end; ++i) {
-    const uint64_t rank = rank_of<scalar_t>(pool.bits(i));
-    own.greater += rank > cut;
-    own.equal += rank == cut;
-  }
-  return own;
-}
-
-// Counts each block's entries above the cut and at it. A thread owns 16 entries side by side.
-// Launch: grid ceil(size / 4096), block 256.
-template <typename scalar_t>
-__global__ void __launch_bounds__(kThreads) count_best_kernel(
-    Pool<scalar_t> pool,
-    const Cut* __restrict__ cut,
-    int64_t* __restrict__ greater,  // [blocks]
-    int64_t* __restrict__ equal     // [blocks]
-) {
-  const int64_t begin = blockIdx.x * kPerBlock + int64_t{threadIdx.x} * kPerThread;
-  const int64_t end = min(begin + kPerThread, pool.size);
-  const PairSum own = count_own(pool, begin, end, static_cast<uint64_t>(cut->prefix));
-  PairSum total;
-  before_in_block(own.greater, own.equal, total);
-  if (threadIdx.x == 0) {
-    greater[blockIdx.x] = total.greater;
-    equal[blockIdx.x] = total.equal;
   }
 }
 
@@ -227,77 +92,6 @@ __global__ void __launch_bounds__(kThreads) place_best_kernel(
   }
 }
 
-// The k best of the pool. Nothing waits for the device.
-template <typename scalar_t>
-class Selection {
- public:
-  using rank_t = typename Rank<scalar_t>::type;
-
-  Selection(const DeviceScope& scope, const Tensor& like, int64_t k, int64_t largest)
-      : scope_(scope),
-        blocks_(ceil_div(k + largest, kPerBlock)),
-        cut_(torch::stable::new_zeros(like, {2}, ScalarType::Long)),
-        count_(torch::stable::new_zeros(like, {kDigits}, ScalarType::Int)),
-        greater_(torch::stable::new_empty(like, {blocks_}, ScalarType::Long)),
-        equal_(torch::stable::new_empty(like, {blocks_}, ScalarType::Long)) {}
-
-  void run(const Pool<scalar_t>& pool, rank_t* best, int64_t* places) {
-    Cut* cut = reinterpret_cast<Cut*>(cut_.mutable_data_ptr<int64_t>());
-    int* count = count_.mutable_data_ptr<int32_t>();
-    const dim3 grid(ceil_div(pool.size, kPerBlock)), block(kThreads);
-    constexpr int kTop = 8 * static_cast<int>(sizeof(rank_t)) - kDigitBits;
-    for (int shift = kTop; shift >= 0; shift -= kDigitBits) {
-      const bool first = shift == kTop;
-      launch(
-          scope_,
-          {"count_digits_kernel", grid, block},
-          count_digits_kernel<scalar_t>,
-          pool,
-          shift,
-          first,
-          cut,
-          count
-      );
-      launch(
-          scope_,
-          {"choose_digit_kernel", dim3(1), block},
-          choose_digit_kernel,
-          pool.k,
-          first,
-          cut,
-          count
-      );
-    }
-    launch(
-        scope_,
-        {"count_best_kernel", grid, block},
-        count_best_kernel<scalar_t>,
-        pool,
-        cut,
-        greater_.mutable_data_ptr<int64_t>(),
-        equal_.mutable_data_ptr<int64_t>()
-    );
-    // beyond the blocks of a smaller pool there may be anything: no sum that is read contains it
-    const Tensor greater_to = cumulative_sum(greater_), equal_to = cumulative_sum(equal_);
-    launch(
-        scope_,
-        {"place_best_kernel", grid, block},
-        place_best_kernel<scalar_t>,
-        pool,
-        cut,
-        greater_to.const_data_ptr<int64_t>(),
-        equal_to.const_data_ptr<int64_t>(),
-        best,
-        places
-    );
-  }
-
- private:
-  const DeviceScope& scope_;
-  int64_t blocks_;
-  Tensor cut_, count_, greater_, equal_;
-};
-
 template <typename scalar_t, typename index_t>
 std::pair<Tensor, Tensor> select(
     const DeviceScope& scope,
@@ -318,7 +112,7 @@ std::pair<Tensor, Tensor> select(
   const auto bits_of = [](Tensor& tensor) {
     return reinterpret_cast<rank_t*>(tensor.mutable_data_ptr<scalar_t>());
   };
-  Selection<scalar_t> selection(scope, x, k, tiles.largest());
+  RadixSelect selection(scope, x, k + tiles.largest());
   for (size_t t = 0; k > 0 && t + 1 < tiles.boundary.size(); ++t) {
     const int64_t first = tiles.boundary[t], rows = tiles.boundary[t + 1] - first;
     Tensor tile = tiles.product(first, first + rows);
@@ -339,7 +133,18 @@ std::pair<Tensor, Tensor> select(
         k + rows * tiles.cols,
         first * tiles.cols
     };
-    selection.run(pool, bits_of(best[1]), places[1].mutable_data_ptr<int64_t>());
+    selection.run(pool);
+    launch(
+        scope,
+        {"place_best_kernel", selection.grid(pool), dim3(kThreads)},
+        place_best_kernel<scalar_t>,
+        pool,
+        selection.cut(),
+        selection.greater_to(),
+        selection.equal_to(),
+        bits_of(best[1]),
+        places[1].mutable_data_ptr<int64_t>()
+    );
     std::swap(best[0], best[1]);
     std::swap(places[0], places[1]);
   }

@@ -16,10 +16,42 @@ using SearchKernel = int64_t (*)(
     int64_t* found  // [size]
 );
 
-#define FULLSPECTRUM_DECLARE_SEARCH(isa) \
-  namespace isa {                        \
-  template <typename bits_t>             \
-  SearchKernel<bits_t> search_kernel();  \
+// On scores; scalar_t is float or double. A NaN is never below or above anything, and nothing is
+// below or above a NaN.
+template <typename scalar_t>
+struct ScoreKernels {
+  // Writes the scores that are neither below `least` nor above `most`, in order, and the number of
+  // those above. Returns how many are written.
+  int64_t (*collect)(
+      const scalar_t* scores,  // [size]
+      int64_t size,
+      scalar_t least,
+      scalar_t most,
+      scalar_t* found,  // [size]
+      int64_t* above
+  );
+  // Writes the places of the scores that are not below `least`, in order. Returns how many.
+  int64_t (*search)(
+      const scalar_t* scores,  // [size]
+      int64_t size,            // less than 2^32
+      scalar_t least,
+      uint32_t* place  // [size]
+  );
+  // Tells of each score whether it is not below `least`. Returns how many are not.
+  int64_t (*mark)(
+      const scalar_t* scores,  // [size]
+      int64_t size,
+      scalar_t least,
+      bool* mask  // [size]
+  );
+};
+
+#define FULLSPECTRUM_DECLARE_SEARCH(isa)  \
+  namespace isa {                         \
+  template <typename bits_t>              \
+  SearchKernel<bits_t> search_kernel();   \
+  template <typename scalar_t>            \
+  ScoreKernels<scalar_t> score_kernels(); \
   }
 FULLSPECTRUM_DECLARE_SEARCH(baseline)
 FULLSPECTRUM_DECLARE_SEARCH(avx2)

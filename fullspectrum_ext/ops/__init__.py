@@ -22,6 +22,7 @@ from fullspectrum_ext.ops.singular_values import (
 )
 from fullspectrum_ext.ops.sparse_conv2d import sparse_conv2d
 from fullspectrum_ext.ops.sparse_linear import sparse_linear
+from fullspectrum_ext.ops.topk_scores import Topology, topk_masks, topk_topologies
 from fullspectrum_ext.ops.topology_update import (
     TopologyUpdate,
     carry,

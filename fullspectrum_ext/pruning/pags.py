@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from fullspectrum_ext.masks import MaskSet
+from fullspectrum_ext.ops.csr import csr_to_dense
+from fullspectrum_ext.ops.topk_scores import topk_topologies
 from fullspectrum_ext.pruning.base import (
     RegisteredMethod,
     ScoringContext,
@@ -17,11 +19,16 @@ from fullspectrum_ext.pruning.base import (
     register_pruner,
 )
 from fullspectrum_ext.pruning.batches import Batches
-from fullspectrum_ext.pruning.selection import SCOPES, Scores, check_scores, keep_top_per_layer
+from fullspectrum_ext.pruning.selection import SCOPES, Scores, check_scores
 from fullspectrum_ext.spectral import LayerSpectrum
 from fullspectrum_ext.spectral.full_spectrum import graph_spectrum
-from fullspectrum_ext.spectral.graph import Flavor, LayerGraph, layer_graph
-from fullspectrum_ext.spectral.sources import edge_weights
+from fullspectrum_ext.spectral.graph import (
+    Flavor,
+    LayerGraph,
+    csr_graph,
+    kept_values,
+    layer_graph,
+)
 
 Rule = Literal["loose", "strict", "alt", "l2_only"]
 Progress = bool | Callable[[int, int], None]
@@ -96,16 +103,20 @@ def pags(
         if isinstance(number, bool) or not isinstance(number, int) or number < least:
             raise ValueError(f"{name}: expected an integer >= {least}, got {number!r}")
     sampler = _Sampler(context, base, dict(base_options or {}), batches_per_candidate)
-    search = _Search(sampler.base_masks(), context.weights, rule, flavor)
+    search = _Search(sampler.base_graphs(), context.weights, rule, flavor)
     for _ in _steps(candidates, progress):
         counts = {name: graph.edges for name, graph in search.graphs.items()}
         search.consider(sampler.candidate(counts), per_layer=selection == "per_layer")
+    masks = {
+        name: _mask(graph).reshape(context.weights[name].shape)
+        for name, graph in search.graphs.items()
+    }
     record = {"base": base, "accepted": search.accepted, "norm": search.norms}
-    return MaskSet(search.masks, meta={"pags": record})
+    return MaskSet(masks, meta={"pags": record})
 
 
 class _Sampler:
-    """Draws masks of the base method, each from other data, another seed or other weights."""
+    """Draws graphs of the base method, each from other data, another seed or other weights."""
 
     def __init__(
         self,
@@ -123,11 +134,12 @@ class _Sampler:
         self.options = options
         self.batches_per_candidate = batches_per_candidate
 
-    def base_masks(self) -> dict[str, Tensor]:
+    def base_graphs(self) -> dict[str, LayerGraph]:
         found = self._found(self.context, self.options)
-        return dict(found) if isinstance(found, MaskSet) else self.context.select(found)
+        masks = found if isinstance(found, MaskSet) else self.context.select(found)
+        return {name: layer_graph(name, mask) for name, mask in masks.items()}
 
-    def candidate(self, counts: Mapping[str, int]) -> dict[str, Tensor]:
+    def candidate(self, counts: Mapping[str, int]) -> dict[str, LayerGraph]:
         changed = self.context
         if self.method.varies_by == "batches" and changed.batches is not None:
             drawn = changed.batches.draw(self.batches_per_candidate, changed.generator)
@@ -137,13 +149,14 @@ class _Sampler:
         options = {**self.method.candidate_options, **self.options}
         found = self._found(changed, options)
         if not isinstance(found, MaskSet):
-            return keep_top_per_layer(found, counts)
-        if {name: int(mask.count_nonzero()) for name, mask in found.items()} != counts:
+            return _top_graphs(found, counts)
+        graphs = {name: layer_graph(name, mask) for name, mask in found.items()}
+        if {name: graph.edges for name, graph in graphs.items()} != counts:
             raise ValueError(
                 f"base: expected a method that gives scores, or masks of always the same layer "
                 f"counts; the counts of {self.method.name!r} changed"
             )
-        return dict(found)
+        return graphs
 
     def _found(self, context: ScoringContext, options: dict[str, Any]) -> Scores | MaskSet:
         """Return what the base method does: scores for every weight, or whole masks."""
@@ -163,26 +176,28 @@ class _Measures(NamedTuple):
 
 
 class _Search:
-    """The best masks so far and what is known about them."""
+    """The best graphs so far and what is known about them."""
 
     def __init__(
-        self, masks: dict[str, Tensor], weights: Mapping[str, Tensor], rule: Rule, flavor: Flavor
+        self,
+        graphs: dict[str, LayerGraph],
+        weights: Mapping[str, Tensor],
+        rule: Rule,
+        flavor: Flavor,
     ):
-        self.masks = masks
-        self.graphs = {name: layer_graph(name, mask) for name, mask in masks.items()}
+        self.graphs = graphs
         self.weights = weights
         self.accepts = _RULES[rule]
         self.flavor = flavor
         self.measures = self._measured(self.graphs)
-        self.accepted = dict.fromkeys(masks, 0)
+        self.accepted = dict.fromkeys(graphs, 0)
         self.norms = [_mean(self.measures).norm]
 
-    def consider(self, candidate: Mapping[str, Tensor], *, per_layer: bool) -> None:
+    def consider(self, candidate: Mapping[str, LayerGraph], *, per_layer: bool) -> None:
         """Take over a candidate's layers, or all of it, where the rule accepts."""
-        graphs = {name: layer_graph(name, mask) for name, mask in candidate.items()}
         changed = {
             name: graph
-            for name, graph in graphs.items()
+            for name, graph in candidate.items()
             if not graph.has_edges_of(self.graphs[name])
         }
         measured = self._measured(changed) if changed else {}
@@ -192,7 +207,6 @@ class _Search:
             whole = {**self.measures, **measured}
             taken = list(changed) if self._is_better(_mean(whole), _mean(self.measures)) else []
         for name in taken:
-            self.masks[name] = candidate[name]
             self.graphs[name] = changed[name]
             self.measures[name] = measured[name]
             self.accepted[name] += 1
@@ -203,12 +217,24 @@ class _Search:
         return new.norm >= best.norm and self.accepts(new, best)
 
     def _measured(self, graphs: Mapping[str, LayerGraph]) -> dict[str, _Measures]:
-        values = {
-            name: edge_weights(name, self.masks[name], graph, self.weights)
-            for name, graph in graphs.items()
-        }
+        values = {name: kept_values(self.weights[name], graph) for name, graph in graphs.items()}
         spectrum = graph_spectrum(graphs, values, flavor=self.flavor, tol=_TOLERANCE)
         return {name: _measures(layer) for name, layer in spectrum.layers.items()}
+
+
+def _top_graphs(scores: Scores, counts: Mapping[str, int]) -> dict[str, LayerGraph]:
+    """Cut scores at the count of each layer; no mask is made on the way."""
+    graphs = {}
+    for name, score in scores.items():
+        matrix = score.reshape(score.shape[0], math.prod(score.shape[1:]))
+        (topology,) = topk_topologies([matrix], [counts[name]])
+        graphs[name] = csr_graph(*topology, (matrix.shape[0], matrix.shape[1]))
+    return graphs
+
+
+def _mask(graph: LayerGraph) -> Tensor:
+    kept = torch.ones(graph.edges, dtype=torch.bool, device=graph.col_indices.device)
+    return csr_to_dense(graph.crow_indices, graph.col_indices, kept, graph.shape)
 
 
 def _not_below(new: float, best: float) -> bool:

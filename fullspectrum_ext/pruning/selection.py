@@ -5,12 +5,13 @@ order of the model's parameters and of the elements within each, so that the sam
 same masks on every device.
 """
 
+import functools
 from collections.abc import Mapping
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from fullspectrum_ext.ops.topk_scores import topk_masks
 from fullspectrum_ext.pruning.densities import DENSITY_RULES, layer_counts, total_count
 
 Scores = Mapping[str, Tensor]
@@ -34,12 +35,11 @@ def keep_top(scores: Scores, count: int) -> dict[str, Tensor]:
     """
     devices = {score.device for score in scores.values()}
     common = devices.pop() if len(devices) == 1 else torch.device("cpu")
-    flat = torch.cat([_widened(score).reshape(-1).to(common) for score in scores.values()])
-    kept = _top_of_one(flat, count)
-    parts = kept.split([score.numel() for score in scores.values()])
+    dtype = functools.reduce(torch.promote_types, (score.dtype for score in scores.values()))
+    kept = topk_masks([score.to(common, dtype) for score in scores.values()], count)
     return {
-        name: part.reshape(score.shape).to(score.device)
-        for (name, score), part in zip(scores.items(), parts, strict=True)
+        name: mask.to(score.device)
+        for (name, score), mask in zip(scores.items(), kept, strict=True)
     }
 
 
@@ -53,10 +53,7 @@ def keep_top_per_layer(scores: Scores, counts: Mapping[str, int]) -> dict[str, T
     Returns:
         Name to mask, bool, the shape and device of the scores.
     """
-    return {
-        name: _top_of_one(_widened(score).reshape(-1), counts[name]).reshape(score.shape)
-        for name, score in scores.items()
-    }
+    return {name: topk_masks([score], [counts[name]])[0] for name, score in scores.items()}
 
 
 def select(scores: Scores, density: float, scope: str) -> dict[str, Tensor]:
@@ -110,27 +107,3 @@ def check_scores(method: str, scores: object, weights: Mapping[str, Tensor]) -> 
                 "look at the data, the loss and the initial weights"
             )
     return {name: scores[name] for name in weights}
-
-
-def _top_of_one(flat: Tensor, count: int) -> Tensor:
-    """Mask the ``count`` largest entries of a vector; among equals, the first ones."""
-    if count == 0:
-        return torch.zeros_like(flat, dtype=torch.bool)
-    threshold = _nth_largest(flat, count)
-    kept = flat >= threshold
-    excess = int(kept.count_nonzero()) - count
-    if excess:
-        ties = (flat == threshold).nonzero().reshape(-1)
-        kept[ties[-excess:]] = False
-    return kept
-
-
-def _nth_largest(flat: Tensor, n: int) -> Tensor:
-    if flat.device.type == "cpu":  # where topk takes some forty times as long as NumPy
-        place = flat.numel() - n
-        return torch.as_tensor(np.partition(flat.detach().numpy(), place)[place])
-    return flat.topk(n, sorted=False).values.min()
-
-
-def _widened(score: Tensor) -> Tensor:
-    return score.float() if score.dtype in {torch.float16, torch.bfloat16} else score

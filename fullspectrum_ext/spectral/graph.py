@@ -86,13 +86,7 @@ def layer_graph(name: str, mask: Tensor) -> LayerGraph:
         )
     shape = (mask.shape[0], math.prod(mask.shape[1:]))
     if mask.layout == torch.sparse_csr:
-        return LayerGraph(
-            mask.crow_indices(),
-            mask.col_indices(),
-            shape,
-            live_outputs=int(mask.crow_indices().diff().count_nonzero()),
-            live_taps=mask.col_indices().unique().numel(),
-        )
+        return csr_graph(mask.crow_indices(), mask.col_indices(), shape)
     matrix = mask.detach().reshape(shape)
     if mask.device.type == "cpu":
         indptr, indices, live_taps = _core.mask_to_csr(matrix.contiguous().numpy())
@@ -116,6 +110,26 @@ def layer_graph(name: str, mask: Tensor) -> LayerGraph:
         shape,
         live_outputs=int(row_lengths.count_nonzero()),
         live_taps=int(matrix.any(dim=0).count_nonzero()),
+    )
+
+
+def csr_graph(crow_indices: Tensor, col_indices: Tensor, shape: tuple[int, int]) -> LayerGraph:
+    """Read the graph off a topology.
+
+    Args:
+        crow_indices: Start of each row, ``[rows + 1]``.
+        col_indices: Tap of each edge, rising within a row, the same dtype, ``[edges]``.
+        shape: Outputs and taps.
+
+    Returns:
+        The graph, with these very tensors.
+    """
+    return LayerGraph(
+        crow_indices,
+        col_indices,
+        shape,
+        live_outputs=int(crow_indices.diff().count_nonzero()),
+        live_taps=int(col_indices.bincount().count_nonzero()),
     )
 
 

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fullspectrum_ext import ops
+from fullspectrum_ext.reference import csr as reference
 
 MATRIX = torch.tensor([[0.0, 2.0, 0.0], [0.0, 0.0, 0.0], [3.0, 0.0, 4.0]])
 
@@ -61,6 +62,44 @@ def test_dense_and_transpose_round_trips(rows, cols, density, index, seed):
     assert torch.equal(back, dense)
     assert torch.equal(turned, dense.T)
     assert {field.dtype for field in transpose} == {index}
+
+
+@pytest.mark.parametrize("index", [torch.int32, torch.int64], ids=["i32", "i64"])
+@pytest.mark.parametrize(
+    "case", [(0, 3, 0.5), (3, 0, 0.5), (1, 1, 1.0), (13, 7, 0.0), (41, 67, 0.3)], ids=str
+)
+def test_the_transpose_is_that_of_a_stable_sort(case, index, device):
+    topology = random_csr(*case, index=index, device=device)[:2]
+    found = ops.csr_transpose(*topology, case[1])
+    for field, expected in zip(found, reference.csr_transpose(*topology, case[1]), strict=True):
+        assert torch.equal(field, expected)
+        assert field.dtype == index
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_a_large_transpose_is_the_same_with_any_number_of_threads(threads):
+    topology = random_csr(1501, 701, 0.25, seed=threads)[:2]
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = ops.csr_transpose(*topology, 701)
+    finally:
+        torch.set_num_threads(before)
+    for field, expected in zip(found, reference.csr_transpose(*topology, 701), strict=True):
+        assert torch.equal(field, expected)
+
+
+def test_the_transpose_passes_opcheck(device):
+    topology = random_csr(9, 11, 0.3, device=device)[:2]
+    torch.library.opcheck(torch.ops.fullspectrum.csr_transpose.default, (*topology, 11))
+
+
+def test_the_transpose_refuses_a_malformed_topology():
+    crow_indices, col_indices = torch.tensor([0, 2]), torch.tensor([0, 3])
+    with pytest.raises(RuntimeError, match=r"col_indices must lie in \[0, 3\), got 3"):
+        ops.csr_transpose(crow_indices, col_indices, 3)
+    with pytest.raises(RuntimeError, match="cols must not be negative, got -1"):
+        ops.csr_transpose(crow_indices, col_indices, -1)
 
 
 def test_values_and_dense_are_differentiable():

@@ -1,0 +1,109 @@
+#include "selection/topk_scores.h"
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <algorithm>
+#include <limits>
+
+#include "common/checks.h"
+
+namespace fullspectrum {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+namespace {
+
+// The scores in the dtype they are compared in.
+std::vector<Tensor> check_scores(const char* op, const std::vector<Tensor>& scores) {
+  std::vector<Tensor> wide;
+  for (const Tensor& tensor : scores) {
+    const ScalarType dtype = tensor.scalar_type();
+    const bool narrow = dtype == ScalarType::Half || dtype == ScalarType::BFloat16;
+    STD_TORCH_CHECK(
+        narrow || dtype == ScalarType::Float || dtype == ScalarType::Double,
+        op,
+        ": scores must be float32, float64, float16 or bfloat16, got ",
+        torch::headeronly::toString(dtype)
+    );
+    check_same_dtype(op, "scores", scores[0], "scores", tensor);
+    check_same_device(op, "scores", scores[0], "scores", tensor);
+    STD_TORCH_CHECK(tensor.is_contiguous(), op, ": scores must be contiguous");
+    wide.push_back(narrow ? torch::stable::to(tensor, ScalarType::Float) : tensor);
+  }
+  return wide;
+}
+
+ScoreGroup group_of(const char* op, std::vector<Tensor> scores, int64_t count) {
+  int64_t size = 0;
+  for (const Tensor& tensor : scores) {
+    size += tensor.numel();
+  }
+  STD_TORCH_CHECK(
+      count >= 0 && count <= size,
+      op,
+      ": a count must lie between 0 and the number of scores, ",
+      size,
+      ", got ",
+      count
+  );
+  return {std::move(scores), size, count};
+}
+
+std::vector<ScoreGroup> one_by_one(
+    const char* op, const std::vector<Tensor>& scores, const std::vector<int64_t>& counts
+) {
+  STD_TORCH_CHECK(
+      counts.size() == scores.size(),
+      op,
+      ": expected a count for each of the ",
+      scores.size(),
+      " tensors, got ",
+      counts.size()
+  );
+  std::vector<ScoreGroup> groups;
+  for (size_t i = 0; i < scores.size(); ++i) {
+    groups.push_back(group_of(op, {scores[i]}, counts[i]));
+  }
+  return groups;
+}
+
+}  // namespace
+
+std::vector<ScoreGroup> check_topk_masks(
+    const std::vector<Tensor>& scores, const std::vector<int64_t>& counts
+) {
+  constexpr const char* kOp = "topk_masks";
+  std::vector<Tensor> wide = check_scores(kOp, scores);
+  if (counts.size() == 1) {
+    return {group_of(kOp, std::move(wide), counts[0])};
+  }
+  return one_by_one(kOp, wide, counts);
+}
+
+std::vector<ScoreGroup> check_topk_topologies(
+    const std::vector<Tensor>& scores, const std::vector<int64_t>& counts
+) {
+  constexpr const char* kOp = "topk_topologies";
+  const std::vector<Tensor> wide = check_scores(kOp, scores);
+  for (const Tensor& tensor : scores) {
+    STD_TORCH_CHECK(
+        tensor.dim() == 2, kOp, ": scores must be matrices, got ", tensor.dim(), " dimensions"
+    );
+  }
+  return one_by_one(kOp, wide, counts);
+}
+
+Topology new_topology(const Tensor& scores, int64_t count) {
+  const bool fits =
+      std::max({scores.size(0), scores.size(1), count}) <= std::numeric_limits<int32_t>::max();
+  const ScalarType dtype = fits ? ScalarType::Int : ScalarType::Long;
+  return {
+      torch::stable::new_empty(scores, {scores.size(0) + 1}, dtype),
+      torch::stable::new_empty(scores, {count}, dtype)
+  };
+}
+
+}  // namespace fullspectrum
