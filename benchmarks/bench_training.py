@@ -5,8 +5,10 @@ usual way to train a sparse network: the weight is multiplied by its mask in eve
 "ours" is `sparsify(model, masks, backend="auto", example=batch)`. The masks are random and of equal
 sparsity in every layer but the last and a first convolution, which stay dense, as is usual.
 
-All three run in turns in one process. The memory is counted: bytes of weights, gradients, Adam's
-state, masks and indices. Choose parts by --models and --sparsities; --output then names their file.
+All run in turns in one process. With --compiled, dense and ours are also measured under
+`torch.compile`, which fuses batch normalisation, ReLU and residual additions for both alike. The
+memory is counted: bytes of weights, gradients, Adam's state, masks and indices. Choose parts by
+--models and --sparsities; --output then names their file.
 """
 
 import argparse
@@ -83,6 +85,7 @@ def main() -> None:
     )
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--compiled", action="store_true", help="dense and ours compiled as well")
     parser.add_argument("--threads", type=int, help="of torch; its own default otherwise")
     parser.add_argument("--output", type=pathlib.Path, help="JSON file, replaced")
     options = parser.parse_args()
@@ -96,6 +99,10 @@ def main() -> None:
     for name in options.models:
         for sparsity in options.sparsities:
             models = forms(name, sparsity, x)
+            if options.compiled:
+                compiled = {form: models[form] for form in ("dense", "ours") if form in models}
+                for form, model in compiled.items():
+                    models[f"{form}, compiled"] = torch.compile(copy.deepcopy(model))
             steps = {form: Step(model, x, y) for form, model in models.items()}
             times = time_interleaved(steps, options.repeats, warmup=1)
             for form, model in models.items():

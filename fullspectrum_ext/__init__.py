@@ -2,7 +2,7 @@
 
 from importlib.metadata import version as _version
 
-from fullspectrum_ext import nn, ops, spectral
+from fullspectrum_ext import _library, nn, ops, spectral  # noqa: F401 (_library, to fail first)
 from fullspectrum_ext.masks import MaskSet
 from fullspectrum_ext.nn import densify, load_sparse_state_dict, sparsify
 from fullspectrum_ext.pruning import methods, prune, register_pruner

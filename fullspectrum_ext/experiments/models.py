@@ -78,11 +78,11 @@ def _wide_mlp(shape: Shape, classes: int, width: int) -> nn.Module:
     return _named(
         flatten=nn.Flatten(),
         fc1=nn.Linear(math.prod(shape), width),
-        relu1=nn.ReLU(),
+        relu1=nn.ReLU(inplace=True),
         fc2=nn.Linear(width, width),
-        relu2=nn.ReLU(),
+        relu2=nn.ReLU(inplace=True),
         fc3=nn.Linear(width, width),
-        relu3=nn.ReLU(),
+        relu3=nn.ReLU(inplace=True),
         fc4=nn.Linear(width, classes),
     )
 
@@ -109,8 +109,11 @@ class _ResidualBlock(nn.Module):
             around = x[:, :, :: self.stride, :: self.stride]
             before = self.new_channels // 2
             around = functional.pad(around, (0, 0, 0, 0, before, self.new_channels - before))
-        x = functional.relu(self.bn1(self.conv1(x)))
-        return functional.relu(self.bn2(self.conv2(x)) + around)
+        # In place, for batch normalisation does not keep its output: a quarter less memory traffic.
+        x = functional.relu(self.bn1(self.conv1(x)), inplace=True)
+        x = self.bn2(self.conv2(x))
+        x += around
+        return functional.relu(x, inplace=True)
 
 
 def _resnet20(shape: Shape, classes: int, width: int) -> nn.Module:
@@ -118,7 +121,7 @@ def _resnet20(shape: Shape, classes: int, width: int) -> nn.Module:
     layers: dict[str, nn.Module] = {
         "conv1": nn.Conv2d(shape[0], width, 3, padding=1, bias=False),
         "bn1": nn.BatchNorm2d(width),
-        "relu": nn.ReLU(),
+        "relu": nn.ReLU(inplace=True),
     }
     channels = width
     for stage, stride in enumerate((1, 2, 2)):
@@ -154,7 +157,7 @@ def _vgg16(shape: Shape, classes: int) -> nn.Module:
             name = f"{stage}_{index}"
             layers[f"conv{name}"] = nn.Conv2d(channels, width, 3, padding=1, bias=False)
             layers[f"bn{name}"] = nn.BatchNorm2d(width)
-            layers[f"relu{name}"] = nn.ReLU()
+            layers[f"relu{name}"] = nn.ReLU(inplace=True)
             channels = width
         if min(size) > 1:
             layers[f"pool{stage}"] = _MaxPool()

@@ -21,6 +21,10 @@ class SparseLayer(UpdatesTopology):
     buffers, saved in ``state_dict``; the index of the transposed matrix is kept beside them and is
     computed anew only when the topology changes.
 
+    All five are integers that must not be averaged: ``AveragedModel`` leaves them alone as long as
+    its ``use_buffers`` is False, which is its default. The statistics of batch normalisation come
+    from ``torch.optim.swa_utils.update_bn`` then.
+
     Args:
         weight_shape: Shape of the dense weight, outputs first.
         crow_indices: Start of each row, int32 or int64, ``[outputs + 1]``.
@@ -104,7 +108,7 @@ class SparseLayer(UpdatesTopology):
         fields = (crow_indices, col_indices, *transpose)
         for name, new in zip((*_TOPOLOGY, *_TRANSPOSED), fields, strict=True):
             old = getattr(self, name)
-            if old is not None and (old.shape, old.dtype) == (new.shape, new.dtype):
+            if old is not None and _kind(old) == _kind(new):
                 old.copy_(new)  # the same memory
             else:
                 setattr(self, name, new.detach().clone())
@@ -135,14 +139,21 @@ class SparseLayer(UpdatesTopology):
             error_msgs.append(f"{prefix}{name}: expected {size}, got {found.tolist()}")
             return
         names = [prefix + name for name in (*_TOPOLOGY, "values")]
-        if all(name in state_dict for name in names):
+        missing = [name for name in names if name not in state_dict]
+        if missing and any(prefix + name in state_dict for name in _TOPOLOGY):
+            # even where strict is False: half a topology with the other half of another is no CSR
+            missing_keys.extend(missing)
+            error_msgs.append(f"{', '.join(names)} go together, missing: {', '.join(missing)}")
+            return
+        if not missing:
             crow_indices, col_indices, values = (state_dict[name] for name in names)
             try:
                 _checks.check_csr(crow_indices, col_indices, self._matrix, values, validate=True)
             except (TypeError, ValueError) as error:
                 error_msgs.append(f"{prefix.rstrip('.') or type(self).__name__}: {error}")
                 return
-            device = self.values.device
+            assigned = local_metadata.get("assign_to_params_buffers", False)
+            device = (values if assigned else self.values).device
             self._set_topology(crow_indices.to(device), col_indices.to(device))
             if values.shape != self.values.shape:
                 set_values(self.values, self.values.new_empty(values.shape))
@@ -155,6 +166,10 @@ class SparseLayer(UpdatesTopology):
             unexpected_keys,
             error_msgs,
         )
+
+
+def _kind(tensor: Tensor) -> tuple[torch.Size, torch.dtype, torch.device]:
+    return tensor.shape, tensor.dtype, tensor.device
 
 
 def _parameter(tensor: Tensor) -> nn.Parameter:

@@ -147,10 +147,11 @@ class SparseConv2d(SparseLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to ``x``, ``[batch, in_channels, height, width]`` or one image."""
+        _checks.check_tensor("x", x)
         if x.dim() == 3:
             return self.forward(x.unsqueeze(0)).squeeze(0)
         padding = self.padding
-        if self.padding_mode != "zeros":
+        if self.padding_mode != "zeros" and x.dim() == 4:
             x = functional.pad(x, self._sides(), mode=self.padding_mode)
             padding = (0, 0)
         return sparse_conv2d(

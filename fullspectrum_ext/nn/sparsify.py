@@ -289,6 +289,11 @@ def _layer_to_mask(model: nn.Module, name: str, uses: Mapping[str, int]) -> Any:
         raise ValueError(
             f"masks[{name!r}]: this parameter is lazy and has no shape yet: run the model once"
         )
+    if model.get_parameter(name).is_meta:
+        raise ValueError(
+            f"masks[{name!r}]: this parameter is on the meta device and holds nothing: "
+            "call the model's to_empty() first"
+        )
     if type(layer) not in _LINEAR + _CONV2D or layer.weight is not model.get_parameter(name):
         raise ValueError(
             f"masks[{name!r}]: expected the weight of a torch.nn.Linear or Conv2d, "

@@ -202,6 +202,12 @@ EYE = torch.eye(4)
         (Shared, {"a.weight": EYE}, ValueError, "a.weight.*shared between 2 places"),
         (lambda: Odd(4, 4), {"weight": EYE}, ValueError, "got 'weight' of Odd"),
         (lambda: nn.Sequential(nn.LazyLinear(4)), {"0.weight": EYE}, ValueError, "is lazy"),
+        (
+            lambda: nn.Linear(4, 4, device="meta"),
+            {"weight": EYE},
+            ValueError,
+            "meta device and holds",
+        ),
         (lambda: nn.LayerNorm(4), {"weight": EYE[0]}, ValueError, "'weight' of LayerNorm"),
         (hooked, {"0.weight": EYE}, ValueError, "its layer has hooks"),
         (pruned, {"0.weight": EYE}, ValueError, r"no parameter.*call its remove\(\) first"),
@@ -350,3 +356,8 @@ def test_a_wrong_state_dict_is_refused_and_changes_nothing(key, change, message)
 
     assert all(a is b for a, b in zip(model.modules(), modules, strict=True))
     assert all(torch.equal(model.state_dict()[k], v) for k, v in before.items())
+
+
+def test_a_layer_on_the_meta_device_is_refused():
+    with pytest.raises(ValueError, match="meta device and holds nothing: call"):
+        sparsify(nn.Linear(4, 4, device="meta"), {"weight": EYE})

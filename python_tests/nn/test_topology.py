@@ -6,7 +6,7 @@ from helpers import random_csr
 from torch import nn
 
 from fullspectrum_ext import ops
-from fullspectrum_ext.nn import SparseLinear
+from fullspectrum_ext.nn import SparseConv2d, SparseLinear
 
 ROWS, COLS = 12, 9
 OPTIMIZERS = {
@@ -192,6 +192,60 @@ def test_a_rigl_update_is_that_of_the_dense_gradient(device):
     layer.update_topology(drop, grow)
 
     assert torch.equal(mask_of(layer), mask)
+
+
+@pytest.mark.parametrize("grow", [7, 3, 12], ids=["same-nnz", "fewer", "more"])
+@pytest.mark.parametrize("name", ["momentum", "Adam", "RMSprop"])
+def test_a_convolution_is_updated_as_the_linear_layer_of_its_matrix(name, grow, device):
+    """A 3x3 kernel on a 3x3 image is a linear layer with nine inputs."""
+    linear = layer_of(device=device)
+    weight, mask = (t.view(ROWS, 1, 3, 3) for t in (linear.to_dense(), mask_of(linear)))
+    conv = SparseConv2d.from_dense(weight, mask, linear.bias.detach().clone())
+    image = nn.Sequential(nn.Unflatten(1, (1, 3, 3)), conv, nn.Flatten())
+    values = conv.values
+    ours, theirs = (OPTIMIZERS[name](model.parameters()) for model in (image, linear))
+
+    for turn in range(2):
+        found, expected = train(image, ours, 3, seed=turn), train(linear, theirs, 3, seed=turn)
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=0)
+        update = an_update(linear, grow=grow, seed=turn)
+        source = conv.update_topology(*update, ours).source
+        linear.update_topology(*update, theirs)
+        assert conv.values is values
+        assert values.numel() == linear.nnz
+        assert not values[source < 0].any()
+        assert torch.equal(conv.col_indices, linear.col_indices)
+        assert all(torch.equal(a, b) for a, b in zip(conv.transpose, linear.transpose, strict=True))
+
+    torch.testing.assert_close(train(image, ours, 3), train(linear, theirs, 3), rtol=1e-9, atol=0)
+    torch.testing.assert_close(conv.to_dense().view(ROWS, COLS), linear.to_dense())
+
+
+def test_a_rigl_update_of_a_convolution_is_that_of_the_dense_gradient(device):
+    torch.manual_seed(0)
+    weight = torch.randn(4, 2, 3, 3, dtype=torch.float64, device=device)
+    mask = torch.rand(weight.shape, device=device) < 0.4
+    conv = SparseConv2d.from_dense(weight, mask, stride=2, padding=1)
+    x = torch.randn(3, 2, 6, 5, dtype=torch.float64, device=device)
+    y = conv(x)
+    (grad,) = torch.autograd.grad(y.square().sum(), y)
+    magnitude = weight.abs().masked_fill(~mask, torch.inf).flatten()
+    mask.view(-1)[magnitude.argsort()[:5]] = False
+    gradient = torch.nn.grad.conv2d_weight(x, weight.shape, grad, stride=2, padding=1)
+    gradient = gradient.abs().masked_fill(mask, -1).flatten()
+    mask.view(-1)[gradient.argsort(descending=True)[:5]] = True
+
+    drop = ops.smallest_magnitudes(conv.values, 5)
+    none = drop.new_empty(0)
+    kept = ops.topology_update(conv.crow_indices, conv.col_indices, drop, none, conv.columns)
+    grow = ops.conv2d_dense_grad_topk(
+        grad, x, kept.crow_indices, kept.col_indices, 5, 3, stride=2, padding=1
+    ).positions
+    conv.update_topology(drop, grow)
+
+    ones = torch.ones_like(conv.values)
+    stored = ops.csr_to_dense(conv.crow_indices, conv.col_indices, ones, (4, 18)) > 0
+    assert torch.equal(stored.view_as(mask), mask)
 
 
 def test_an_update_of_as_many_weights_is_made_in_place():

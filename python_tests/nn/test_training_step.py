@@ -238,6 +238,24 @@ def test_averaged_weights(build):
     assert_same_network(*averages, **FLOAT64)
 
 
+def test_averages_beside_batch_normalisation_leave_the_topology_alone():
+    """``use_buffers=True`` would average indices: statistics come from ``update_bn`` instead."""
+    model = pair(conv_net)[0]
+    average = swa_utils.AveragedModel(model, multi_avg_fn=swa_utils.get_ema_multi_avg_fn(0.9))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    for step in range(5):
+        backward(model, *batch(conv_net, seed=step))
+        optimizer.step()
+        average.update_parameters(model)
+    swa_utils.update_bn([batch(conv_net, seed=step)[0] for step in range(3)], average)
+
+    for own, averaged in zip(model, average.module, strict=True):
+        for name, buffer in own.named_buffers():
+            if not buffer.is_floating_point() and name != "num_batches_tracked":
+                assert torch.equal(buffer, averaged.get_buffer(name))
+    assert not torch.equal(average.module[1].running_mean, model[1].running_mean)
+
+
 @pytest.mark.parametrize("where", ["model", "optimizer", "both"])
 @both_kinds
 def test_a_resumed_training_goes_on_bit_for_bit(build, where):
@@ -396,6 +414,90 @@ def test_copies(build, duplicate, trained, form):
     assert_same_bits(model, twin, x, y)
     torch.optim.SGD(twin.parameters(), 0.1).step()
     assert not torch.equal(model(x), twin(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@both_kinds
+def test_other_dtypes_and_orders_leave_the_indices_integers(build, dtype):
+    model = pair(build)[0].eval()
+    expected = model(batch(build)[0])
+    model.to(dtype).to(memory_format=torch.channels_last)
+    x = batch(build)[0].to(dtype)
+    if x.dim() == 4:
+        x = x.to(memory_format=torch.channels_last)
+    torch.testing.assert_close(model(x).double(), expected, rtol=0.05, atol=0.05)
+    for layer in model:
+        if hasattr(layer, "values"):
+            assert {buffer.dtype for buffer in layer.buffers()} == {torch.int32}
+
+
+@both_kinds
+def test_a_whole_model_takes_an_empty_batch(build):
+    model = pair(build)[0].eval()
+    y = model(batch(build)[0][:0])
+    y.sum().backward()
+    assert y.shape == (0, 5)
+    assert not any(parameter.grad.any() for parameter in model.parameters())
+
+
+def test_layers_without_any_weight_train():
+    model = conv_net().double()
+    masks = {name: torch.zeros(p.shape) for name, p in model.named_parameters() if p.dim() > 1}
+    sparsify(model, masks, backend="sparse", allow_empty=True)
+    optimizer = torch.optim.Adam(model.parameters())
+    for _ in range(2):
+        backward(model, *batch(conv_net))
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    assert model[5].values.shape == (0,)
+    assert model[5].bias.any()
+
+
+@both_kinds
+def test_an_exported_model_is_the_model(build):
+    model = pair(build)[0].eval()
+    size = torch.export.Dim("size")
+    exported = torch.export.export(model, (batch(build)[0],), dynamic_shapes=({0: size},)).module()
+    x = batch(build, size=3)[0]
+    torch.testing.assert_close(exported(x), model(x), **FLOAT64)
+
+
+@both_kinds
+def test_frozen_values_pass_the_gradient_on(build):
+    model, twin = pair(build)[0], pair(build)[0]
+    x, y = batch(build)
+    for each in (model, twin):
+        each.x = x.clone().requires_grad_()
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    loss_of(model, model.x, y).backward()
+    loss_of(twin, twin.x, y).backward()
+    torch.testing.assert_close(model.x.grad, twin.x.grad, **FLOAT64)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@both_kinds
+def test_assigned_state_brings_its_device_along(build):
+    model = pair(build)[0].eval()
+    empty = copy.deepcopy(model).to("meta")
+    empty.load_state_dict(model.state_dict(), assign=True)
+    assert_same_bits(model, empty, *batch(build))
+
+
+@both_kinds
+def test_half_a_topology_is_refused(build):
+    model = pair(build)[0]
+    layer = next(name for name, each in model.named_children() if hasattr(each, "values"))
+    before = copy.deepcopy(model.state_dict())
+    for field in ("crow_indices", "col_indices"):
+        key = f"{layer}.{field}"
+        other = {key: torch.zeros_like(before[key])}
+        with pytest.raises(RuntimeError, match="go together, missing: "):
+            model.load_state_dict(other, strict=False)
+    values = {f"{layer}.values": torch.ones_like(before[f"{layer}.values"])}
+    model.load_state_dict(values, strict=False)  # on the topology that is there
+    for key, tensor in model.state_dict().items():
+        assert torch.equal(tensor, values.get(key, before[key]))
 
 
 @pytest.mark.cuda

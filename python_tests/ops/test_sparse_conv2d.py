@@ -34,7 +34,7 @@ CASES = {
     "one tall image": (1, 2, 3, 70, 9, (3, 3), 0.5, {"padding": (1, 1)}),
     "taps far apart": (1, 2, 3, 302, 303, (2, 2), 0.7, {"dilation": (300, 300)}),
     "a wide image": (1, 3, 20, 9, 45, (3, 3), 0.5, {"padding": (1, 1)}),
-    "many channels": (2, 60, 50, 6, 6, (3, 3), 0.6, {"padding": (1, 1)}),
+    "many channels": (1, 60, 50, 4, 5, (3, 3), 0.6, {"padding": (1, 1)}),
 }
 
 
@@ -243,7 +243,7 @@ def test_every_division_among_threads_gives_the_reference_and_the_same_bits(thre
 
 # ---- derivatives ---------------------------------------------------------------------------------
 
-SMALL = (2, 2, 4, 4, 5, (2, 3), 0.5, {"stride": (2, 1), "padding": (1, 1), "groups": 2})
+SMALL = (2, 2, 4, 3, 4, (2, 3), 0.5, {"stride": (2, 1), "padding": (1, 1), "groups": 2})
 
 
 def differentiable(device):
