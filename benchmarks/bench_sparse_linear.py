@@ -45,7 +45,8 @@ def candidates(
 ) -> tuple[Candidates, Candidates]:
     """Build the forward and the step calls for one size, after checking that they agree."""
     mask = torch.rand(rows, cols, device=device) >= sparsity
-    weight = torch.randn(rows, cols, device=device) / cols**0.5 * mask
+    weight = torch.randn(rows, cols, device=device) / cols**0.5
+    weight = weight.masked_fill(weight == 0, 1) * mask  # torch's CSR would not store a zero
     x = torch.randn(batch, cols, device=device, requires_grad=True)
     grad = torch.randn(batch, rows, device=device)
     layer = SparseLinear.from_dense(weight, mask)

@@ -119,7 +119,7 @@ void unpack(
 // with its nonzeros in later blocks than need be.
 
 // Strips of x come in the order of the column indices, which no hardware prefetcher foresees.
-constexpr int kPrefetchAhead = 4;
+constexpr int kPrefetchAhead = 8;
 
 template <int kVectors, typename T, typename index_t>
 void prefetch_strip(const T* x, int64_t width, const index_t* col, int64_t p, int64_t end) {

@@ -41,11 +41,12 @@ struct Panels {
   }
 };
 
-// A block of columns is worth the loads and stores of the sums between blocks where a row has about
-// this many nonzeros in it, and where so many strips are more than the first-level cache holds.
-constexpr double kNonzerosPerBlock = 19;
-constexpr int64_t kLeastBlock = 192;
-constexpr int64_t kMostBlock = 2048;
+// A block of columns is worth the loads and stores of the sums between blocks, and a walk along the
+// nonzeros that breaks off, where a row has about this many nonzeros in it, and where so many full
+// strips are more than the first-level cache holds. Elsewhere strips come from the second level,
+// asked for in advance.
+constexpr double kNonzerosPerBlock = 96;
+constexpr int64_t kLeastBlock = 384;
 
 // The cost of a row apart from its nonzeros (turning it to row-major), in nonzeros.
 constexpr int64_t kRowCost = 8;
@@ -122,13 +123,13 @@ struct Matrix {
   index_t last_column() const {
     return static_cast<index_t>(std::min(cols - 1, int64_t{std::numeric_limits<index_t>::max()}));
   }
-  // How many columns the kernels take at a time.
-  int64_t column_block() const {
+  // How many columns the kernels take at a time, of a panel with strips of so many bytes.
+  int64_t column_block(int64_t strip_bytes) const {
     const double needed = kNonzerosPerBlock * static_cast<double>(rows) *
                           static_cast<double>(cols) /
                           static_cast<double>(std::max(nnz, int64_t{1}));
-    const auto block = static_cast<int64_t>(std::min(needed, static_cast<double>(kMostBlock)));
-    return std::max(block, kLeastBlock);
+    const auto block = static_cast<int64_t>(std::min(needed, static_cast<double>(cols)));
+    return std::max({block, kLeastBlock * kPanelBytes / strip_bytes, int64_t{1}});
   }
   SparseRows<index_t> part(int64_t first, int64_t count, int64_t block) const {
     return {crow + first, col, count, int64_t{last_column()} + 1, block};
@@ -207,7 +208,6 @@ void multiply(
   const bool even = panels.count() % threads == 0 || panels.count() >= 4 * threads;
   const int64_t chunks = even ? 1 : threads;
   const std::vector<int64_t> boundary = balanced_rows(w.crow, w.rows, chunks);
-  const int64_t column_block = w.column_block();
   const int64_t tasks = panels.count() * chunks;
   parallel_for(0, tasks, threaded ? 1 : tasks, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end;) {
@@ -215,6 +215,7 @@ void multiply(
       const int64_t stop = std::min(end, (panel + 1) * chunks);
       const int64_t first = panels.begin(panel), count = panels.size(panel);
       const int64_t width = panels.width(panel);
+      const int64_t column_block = w.column_block(width * sizeof(scalar_t));
       const bool unchecked = task == begin || chunks > 1;
       scalar_t* block = scratch.reserve<scalar_t>((w.cols + kRowBlock) * width);
       scalar_t* packed = block + kRowBlock * width;
@@ -262,7 +263,6 @@ std::vector<std::unique_ptr<compute_t<storage_t>[]>> sample(
   const int64_t groups = std::max(int64_t{1}, std::min({panels.count(), threads, kMaxGroups}));
   const int64_t chunks = ceil_div(threads, groups);
   const std::vector<int64_t> boundary = balanced_rows(w.crow, w.rows, chunks);
-  const int64_t column_block = w.column_block();
   std::vector<std::unique_ptr<scalar_t[]>> sums(groups);
   for (auto& partial : sums) {
     partial.reset(panels.count() == 0 ? new scalar_t[w.nnz]() : new scalar_t[w.nnz]);
@@ -275,6 +275,7 @@ std::vector<std::unique_ptr<compute_t<storage_t>[]>> sample(
       for (int64_t panel = first_panel; panel < panels.count() * (group + 1) / groups; ++panel) {
         const int64_t first = panels.begin(panel), count = panels.size(panel);
         const int64_t width = panels.width(panel);
+        const int64_t column_block = w.column_block(width * sizeof(scalar_t));
         scalar_t* block = scratch.reserve<scalar_t>((w.cols + 2 * kRowBlock) * width);
         scalar_t* product = block + kRowBlock * width;
         scalar_t* packed = product + kRowBlock * width;

@@ -1,6 +1,6 @@
 """Dense layers whose masked weights are exactly zero, whatever the optimizer does."""
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,27 +9,28 @@ from torch.nn import functional
 from fullspectrum_ext import _checks, ops  # noqa: F401 (ops registers the operators)
 
 
-class _KeepMasked(torch.autograd.Function):
-    """The weight itself forward; backward its gradient with zeros where the mask removes.
+def _kept_masked(weight: Tensor, mask: Tensor) -> Tensor:
+    """Return the weight itself, whose gradient gets zeros where the mask removes.
 
     Nothing is computed forward, and the gradient is masked where it lies: one pass over memory a
-    step, where a product with the mask would take five and a copy of the weight.
+    step, where a product with the mask would take five and a copy of the weight. The hook is on a
+    view made for this call, whose only use is the layer's product: so the gradient is the layer's
+    own, and other uses of the weight are left alone.
     """
+    view = weight.view_as(weight)
+    if view.requires_grad:
 
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, mask: Tensor) -> Tensor:
-        ctx.save_for_backward(mask)
-        return weight.view_as(weight)
+        def keep(grad: Tensor | None) -> Tensor | None:
+            if grad is None:  # a second derivative that does not reach here
+                return None
+            # in place only where nobody differentiates through it
+            if torch.is_grad_enabled() or not grad.is_contiguous():
+                return torch.where(mask, grad, 0)
+            torch.ops.fullspectrum.keep_masked_.default(grad, mask)
+            return grad
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (mask,) = ctx.saved_tensors
-        # In place only where nobody differentiates through it. The gradient is the layer's own: its
-        # product with the weight is the only use of this function's result.
-        if torch.is_grad_enabled() or not grad.is_contiguous():
-            return torch.where(mask, grad, 0), None
-        torch.ops.fullspectrum.keep_masked_.default(grad, mask)
-        return grad, None
+        view.register_hook(keep)
+    return view
 
 
 class _Masked(nn.Module):
@@ -62,11 +63,10 @@ class _Masked(nn.Module):
         self.weight.copy_(torch.where(self.mask, self.weight, 0))
 
     def _masked_weight(self) -> Tensor:
-        # A graph compiler, and torch.func, want plain operations to look into. A function with
-        # setup_context would serve torch.func too, at four times the cost of a call.
+        # a graph compiler, and torch.func, want plain operations to look into
         if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
             return torch.where(self.mask, self.weight, 0)
-        return cast(Tensor, _KeepMasked.apply(self.weight, self.mask))
+        return _kept_masked(self.weight, self.mask)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         """Load, then zero whatever lies under the mask."""

@@ -138,7 +138,8 @@ def test_a_malformed_state_dict_is_refused_and_changes_nothing():
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-def test_a_model_compiles_whole(backend):
+def test_a_model_compiles_whole(backend, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # not what earlier code left
     torch._dynamo.reset()
     model = nn.Sequential(layer_of(dtype=torch.float32)[0], nn.ReLU())
     x = torch.randn(3, 7)

@@ -26,6 +26,7 @@ SIZES = [
     (131, 40, (2, 3), 0.2),
     (5, 300, (65,), 0.0),
     (40, 67, (133,), 0.1),
+    (9, 1601, (70,), 0.3),  # on the CPU, in blocks of columns
 ]
 IDS = [f"{rows}x{cols}-{batch}-{density}" for rows, cols, batch, density in SIZES]
 
@@ -606,11 +607,11 @@ for dtype, tolerance in (
 ):
     for batch in (1, 17, 40, 64, 150):
         torch.manual_seed(0)
-        weight = torch.randn(37, 453, dtype=dtype)
-        crow_indices, col_indices, values = ops.csr_from_dense(weight, torch.rand(37, 453) < 0.2)
-        x, grad = torch.randn(batch, 453, dtype=dtype), torch.randn(batch, 37, dtype=dtype)
+        weight = torch.randn(37, 1601, dtype=dtype)
+        crow_indices, col_indices, values = ops.csr_from_dense(weight, torch.rand(37, 1601) < 0.2)
+        x, grad = torch.randn(batch, 1601, dtype=dtype), torch.randn(batch, 37, dtype=dtype)
         index = (crow_indices, col_indices)
-        transposed = (*index, 453, *ops.csr_transpose(*index, 453))
+        transposed = (*index, 1601, *ops.csr_transpose(*index, 1601))
         backward = torch.ops.fullspectrum.sparse_linear_backward
         exact = reference.sparse_linear(x.double(), values.double(), *index, 37).to(dtype)
         found = ops.sparse_linear(x, values, *index, 37)
