@@ -41,8 +41,9 @@ class DenseSvd {
     measure(team, rows, columns);
     // T^T T knows the vectors of a value to rounding times (first / value)^2: where that is not
     // enough to tell which columns are the leading ones, all take part.
-    const double least = wanted > 0 ? sigma(wanted - 1) : 0;
-    const int64_t leading = least > 1e-3 * sigma(0) ? wanted : columns;
+    const bool some = wanted > 0 && wanted < columns;
+    const bool accurate = some && sigma(wanted - 1) > 1e-3 * sigma(0);
+    const int64_t leading = accurate ? wanted : columns;
     constexpr int kMaxSweeps = 40;
     for (int sweep = 0; sweep < kMaxSweeps; ++sweep) {
       const bool rotated = sweep_once(team, rows, columns, leading);

@@ -108,6 +108,17 @@ def test_values_that_nearly_coincide(method):
         check(solve(weak, method), weak)
 
 
+def test_a_space_that_ends_before_the_vectors_a_restart_keeps():
+    """Few values that differ: the space is complete with a dozen vectors, of 21 to be kept."""
+    solve(random_matrix(120, 100, 0.5), 1, 3)  # fills the memory that is used again
+    generator = np.random.default_rng(0)
+    dense = np.zeros((101, 97))
+    dense[generator.integers(101, size=97), np.arange(97)] = 1
+    assert 64 < np.count_nonzero(dense.any(axis=1))
+
+    check(solve(dense, 1, 3), dense, 3)
+
+
 @every_method
 def test_entries_stored_twice_and_out_of_order(device, method):
     crow_indices = torch.tensor([0, 4, 6, 7])
