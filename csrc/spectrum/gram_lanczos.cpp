@@ -52,7 +52,7 @@ bool GramLanczos::run(int64_t k, double tol, double* sigma, double* bound) {
     leading_pairs_of_dense(basis_, size_, stride_, k, theta_, y, work_);
   } else {
     const Outcome outcome = iterate(k, tol);
-    longer = outcome == Outcome::unfinished && gram_.is_matrix_free();
+    longer = outcome == Outcome::unfinished && capacity_ < std::min(size_, kCapacity);
     if (outcome != Outcome::converged && !longer) {
       return false;
     }

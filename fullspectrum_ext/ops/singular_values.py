@@ -79,9 +79,9 @@ def singular_values(
     of ``k`` vectors or more, which has a part along every singular vector with probability one:
     values that occur several times (disconnected components of equal shape, say) are found as often
     as they occur, up to ``k`` of them, and up to ``k + 1`` that nearly coincide are told apart. Of
-    more than ``k + 1`` that differ by less than ``tol``, one may stand for another; in the
-    iteration without a basis, of more than two. The start is a fixed one, the result the same bits
-    for any number of threads; another instruction set may round the last bits differently.
+    more than ``k + 1`` that differ by less than ``tol``, one may stand for another; without a
+    basis, of more than two. The start is a fixed one, the result the same bits for any number of
+    threads; another instruction set may round the last bits differently.
 
     Args:
         crow_indices: Start of each row; ``int32`` or ``int64``, shape ``[rows + 1]``. For several
