@@ -259,13 +259,18 @@ __global__ void __launch_bounds__(kTileThreads, 1) sparse_conv2d_tile_kernel(
         } else if (next < channels) {
           bring(begin[next], end[next]);
         }
+        acc_t part[kPixels] = {};  // summed apart: one long sum would lose more to rounding
         for (int q = 0; q < count; ++q) {
           const Weight<acc_t> weight = staged[q];
           const scalar_t* met = tile + weight.offset;
           FULLSPECTRUM_UNROLL
           for (int j = 0; j < kPixels; ++j) {
-            sum[j] += weight.value * static_cast<acc_t>(met[at[j]]);
+            part[j] += weight.value * static_cast<acc_t>(met[at[j]]);
           }
+        }
+        FULLSPECTRUM_UNROLL
+        for (int j = 0; j < kPixels; ++j) {
+          sum[j] += part[j];
         }
         __syncwarp();
       } while (count == kWarp);
@@ -420,10 +425,12 @@ __global__ void __launch_bounds__(kThreads, 4) sparse_conv2d_grad_x_kernel(
     const int64_t entry = channel % g.group_in * g.taps + tap;
     const int64_t last = ccol[entry + 1];
     const int64_t end = first_not_below(row_of, ccol[entry], last, (group + 1) * g.group_out);
+    acc_t of_tap = 0;  // summed apart: one long sum would lose more to rounding
     for (int64_t q = first_not_below(row_of, ccol[entry], end, group * g.group_out); q < end; ++q) {
       const acc_t weight = static_cast<acc_t>(value[permutation[q]]);
-      sum += weight * static_cast<acc_t>(at[row_of[q] * g.out_pixels()]);
+      of_tap += weight * static_cast<acc_t>(at[row_of[q] * g.out_pixels()]);
     }
+    sum += of_tap;
   }
   grad_x.set(n, channel, pixel, static_cast<scalar_t>(sum));
 }
