@@ -461,7 +461,7 @@ def test_the_gradient_operator_refuses_bad_arguments(device):
 
 AGAINST_REFERENCE = """
 import sys
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = sys.argv[1:]
 import torch
 from fullspectrum_ext import _core
 from test_sparse_conv2d import CASES, case, in_double, ours_with_gradients, reference_with_gradients
@@ -485,8 +485,9 @@ for dtype, tolerance in (
 def test_the_lower_instruction_sets_agree_with_the_reference(isa):
     # Chosen once in a process, so each takes its own. The processor's best one runs in all others.
     here = os.path.dirname(__file__)
-    environment = {**os.environ, "FULLSPECTRUM_ISA": isa, "PYTHONPATH": os.path.dirname(here)}
-    command = [sys.executable, "-c", AGAINST_REFERENCE, here]
+    environment = {**os.environ, "FULLSPECTRUM_ISA": isa}
+    # -P: the package as installed, not its source folder
+    command = [sys.executable, "-P", "-c", AGAINST_REFERENCE, here, os.path.dirname(here)]
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
     assert ran.returncode == 0, ran.stderr
