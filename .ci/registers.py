@@ -39,12 +39,13 @@ def compile_report(source: str, build: str) -> str:
 
 def kernel_name(mangled: str) -> str:
     """Find, among the length-prefixed parts of a mangled name, the one that ends in _kernel."""
-    for prefix in re.finditer(r"\d+", mangled):
-        for start in range(prefix.start(), prefix.end()):
-            length = int(mangled[start : prefix.end()])
-            part = mangled[prefix.end() : prefix.end() + length]
-            if len(part) == length and part.endswith("_kernel") and not part[0].isdigit():
-                return part
+    place = 0
+    # each part is stepped over whole: an unnamed namespace's holds digits of its own
+    while prefix := re.compile(r"\d+").search(mangled, place):
+        place = prefix.end() + int(prefix.group())
+        part = mangled[prefix.end() : place]
+        if part.endswith("_kernel"):
+            return part
     return mangled
 
 
