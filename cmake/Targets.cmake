@@ -11,8 +11,9 @@ function(fullspectrum_options target)
     ${target} PROPERTIES CXX_VISIBILITY_PRESET hidden VISIBILITY_INLINES_HIDDEN ON POSITION_INDEPENDENT_CODE ON
   )
   if(FULLSPECTRUM_SANITIZE)
+    # -O1: the instrumented vector kernels take minutes to optimise further
     target_compile_options(
-      ${target} PRIVATE "$<$<COMPILE_LANGUAGE:CXX>:-fsanitize=${FULLSPECTRUM_SANITIZE};-fno-omit-frame-pointer;-g>"
+      ${target} PRIVATE "$<$<COMPILE_LANGUAGE:CXX>:-fsanitize=${FULLSPECTRUM_SANITIZE};-fno-omit-frame-pointer;-g;-O1>"
     )
     target_link_options(${target} PRIVATE -fsanitize=${FULLSPECTRUM_SANITIZE})
   endif()
@@ -48,7 +49,10 @@ function(fullspectrum_kernels target)
     add_library(${target}_${isa} OBJECT ${ARGN})
     fullspectrum_options(${target}_${isa})
     target_compile_definitions(${target}_${isa} PRIVATE FULLSPECTRUM_ISA=${isa})
-    target_compile_options(${target}_${isa} PRIVATE ${flags_${isa}} -O3)
+    target_compile_options(${target}_${isa} PRIVATE ${flags_${isa}})
+    if(NOT FULLSPECTRUM_SANITIZE)
+      target_compile_options(${target}_${isa} PRIVATE -O3)
+    endif()
     target_link_libraries(${target} PRIVATE ${target}_${isa})
   endforeach()
 endfunction()

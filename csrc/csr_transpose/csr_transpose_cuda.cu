@@ -6,6 +6,7 @@
 #include "common/checks.h"
 #include "common/cuda_launch.h"
 #include "common/dispatch.h"
+#include "common/first_not_below.h"
 #include "common/library.h"
 
 namespace fullspectrum {
@@ -15,21 +16,6 @@ using torch::stable::Tensor;
 
 constexpr const char* kOp = "csr_transpose";
 constexpr int kThreads = 256;
-
-// How many entries of a list that never falls are below `value`.
-template <typename T>
-__device__ int64_t number_below(const T* list, int64_t size, int64_t value) {
-  int64_t low = 0, high = size;
-  while (low < high) {
-    const int64_t middle = (low + high) / 2;
-    if (list[middle] < value) {
-      low = middle + 1;
-    } else {
-      high = middle;
-    }
-  }
-  return low;
-}
 
 // A thread owns a column and finds its start by bisection. Launch: grid ceil((cols + 1) / 256),
 // block 256.
@@ -42,7 +28,7 @@ __global__ void __launch_bounds__(kThreads) column_starts_kernel(
 ) {
   const int64_t col = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (col <= cols) {
-    ccol[col] = static_cast<index_t>(number_below(sorted, nnz, col));
+    ccol[col] = static_cast<index_t>(first_not_below(sorted, 0, nnz, col));
   }
 }
 
@@ -59,7 +45,7 @@ __global__ void __launch_bounds__(kThreads) entry_rows_kernel(
 ) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (i < nnz) {
-    row_index[i] = static_cast<index_t>(number_below(crow + 1, rows, order[i] + 1));
+    row_index[i] = static_cast<index_t>(first_not_below(crow + 1, 0, rows, order[i] + 1));
     permutation[i] = static_cast<index_t>(order[i]);
   }
 }

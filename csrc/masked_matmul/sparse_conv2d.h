@@ -7,6 +7,8 @@
 #include <optional>
 #include <vector>
 
+#include "common/conv2d_geometry.h"
+
 namespace fullspectrum {
 
 // y[batch, out channels, ...] = the convolution of x[batch, in channels, ...] with W, plus bias. W
@@ -32,15 +34,6 @@ struct SparseConv2dSizes {
   int64_t cols() const { return group_in() * taps(); }
   std::vector<int64_t> in_shape() const { return {batch, in_channels, in[0], in[1]}; }
   std::vector<int64_t> out_shape() const { return {batch, out_channels, out[0], out[1]}; }
-};
-
-// How W meets x; the arguments that both operators share.
-struct Conv2dGeometry {
-  const std::vector<int64_t>& kernel_size;
-  const std::vector<int64_t>& stride;
-  const std::vector<int64_t>& padding;
-  const std::vector<int64_t>& dilation;
-  int64_t groups;
 };
 
 // Shared by the CPU and the CUDA kernel so that both refuse the same inputs with the same words.

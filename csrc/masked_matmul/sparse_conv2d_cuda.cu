@@ -7,6 +7,7 @@
 
 #include "common/cuda_launch.h"
 #include "common/dispatch.h"
+#include "common/first_not_below.h"
 #include "common/library.h"
 #include "masked_matmul/sparse_conv2d.h"
 
@@ -365,20 +366,6 @@ std::optional<Tile> tile_for(const Geometry& g, const DeviceLimits& limits) {
 }
 
 // ---- gradients -------------------------------------------------------------------------------
-
-// The first entry of [begin, end) that is not below `row`.
-template <typename index_t>
-__device__ int64_t first_not_below(const index_t* rows, int64_t begin, int64_t end, int64_t row) {
-  while (begin < end) {
-    const int64_t middle = (begin + end) / 2;
-    if (rows[middle] < row) {
-      begin = middle + 1;
-    } else {
-      end = middle;
-    }
-  }
-  return begin;
-}
 
 // The gradient for x: every input pixel gathers from the output pixels that it reached.
 //

@@ -6,6 +6,8 @@
 #include <functional>
 #include <vector>
 
+#include "common/conv2d_geometry.h"
+
 namespace fullspectrum {
 
 // A layer's dense weight gradient [rows, cols] as tiles of whole rows, computed one at a time by
@@ -22,14 +24,6 @@ struct GradientTiles {
 
   // Elements of the largest tile.
   int64_t largest() const;
-};
-
-struct Conv2dGeometry {
-  std::vector<int64_t> kernel_size;  // [2], and so are the next three
-  std::vector<int64_t> stride;
-  std::vector<int64_t> padding;
-  std::vector<int64_t> dilation;
-  int64_t groups;
 };
 
 // Both check the arguments, k among them, and aim at tiles of tile_size elements. float16 and

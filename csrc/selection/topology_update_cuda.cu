@@ -5,6 +5,7 @@
 
 #include "common/cuda_launch.h"
 #include "common/dispatch.h"
+#include "common/first_not_below.h"
 #include "common/library.h"
 #include "selection/topology_update.h"
 
@@ -15,21 +16,6 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 constexpr int kThreads = 256;
-
-// How many entries of a rising list are below `value`.
-template <typename T>
-__device__ int64_t number_below(const T* list, int64_t size, int64_t value) {
-  int64_t low = 0, high = size;
-  while (low < high) {
-    const int64_t middle = (low + high) / 2;
-    if (list[middle] < value) {
-      low = middle + 1;
-    } else {
-      high = middle;
-    }
-  }
-  return low;
-}
 
 // What every kernel here reads.
 template <typename index_t>
@@ -52,8 +38,8 @@ __global__ void __launch_bounds__(kThreads) row_starts_kernel(
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (row <= update.size.rows) {
     const int64_t stored = update.crow[row];
-    const int64_t dropped = number_below(update.drop, update.size.drop, stored);
-    const int64_t grown = number_below(update.grow, update.size.grow, row * update.size.cols);
+    const int64_t dropped = first_not_below(update.drop, 0, update.size.drop, stored);
+    const int64_t grown = first_not_below(update.grow, 0, update.size.grow, row * update.size.cols);
     new_crow[row] = static_cast<index_t>(stored - dropped + grown);
   }
 }
@@ -72,13 +58,14 @@ __global__ void __launch_bounds__(kThreads) move_kept_kernel(
   if (p >= size.nnz) {
     return;
   }
-  const int64_t dropped = number_below(update.drop, size.drop, p);
+  const int64_t dropped = first_not_below(update.drop, 0, size.drop, p);
   if (dropped < size.drop && update.drop[dropped] == p) {
     return;
   }
-  const int64_t row = number_below(update.crow + 1, size.rows, p + 1);
+  const int64_t row = first_not_below(update.crow + 1, 0, size.rows, p + 1);
   // a grown entry at the very place, which should not be, goes before this one
-  const int64_t grown = number_below(update.grow, size.grow, row * size.cols + update.col[p] + 1);
+  const int64_t grown =
+      first_not_below(update.grow, 0, size.grow, row * size.cols + update.col[p] + 1);
   const int64_t at = p - dropped + grown;
   new_col[at] = update.col[p];
   source[at] = p;
@@ -100,8 +87,8 @@ __global__ void __launch_bounds__(kThreads) place_grown_kernel(
   }
   const int64_t row = update.grow[g] / size.cols, column = update.grow[g] % size.cols;
   const int64_t first = update.crow[row], end = update.crow[row + 1];
-  const int64_t p = first + number_below(update.col + first, end - first, column);
-  const int64_t dropped = number_below(update.drop, size.drop, p);
+  const int64_t p = first_not_below(update.col, first, end, column);
+  const int64_t dropped = first_not_below(update.drop, 0, size.drop, p);
   const int64_t at = p - dropped + g;
   new_col[at] = static_cast<index_t>(column);
   source[at] = -1;
