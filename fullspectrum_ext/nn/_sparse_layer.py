@@ -6,15 +6,22 @@ import torch
 from torch import Tensor, nn
 
 from fullspectrum_ext import _checks
-from fullspectrum_ext.nn.topology import UpdatesTopology, set_values
-from fullspectrum_ext.ops import CsrTranspose, csr_to_dense, csr_transpose
+from fullspectrum_ext.nn.topology import carry_state, set_values
+from fullspectrum_ext.ops import (
+    CsrTranspose,
+    TopologyUpdate,
+    carry,
+    csr_to_dense,
+    csr_transpose,
+    topology_update,
+)
 
 # state_dict holds the first two beside `values`; the others follow from them.
 _TOPOLOGY = ("crow_indices", "col_indices")
 _TRANSPOSED = ("ccol_indices", "row_indices", "permutation")
 
 
-class SparseLayer(UpdatesTopology):
+class SparseLayer(nn.Module):
     """A layer whose weight, as a matrix with one row an output, is stored in CSR form.
 
     ``values`` is an ordinary parameter with one element a stored weight. The topology is two
@@ -37,6 +44,7 @@ class SparseLayer(UpdatesTopology):
         ValueError: If the fields are not a CSR matrix of this shape, or ``bias`` does not fit.
     """
 
+    values: nn.Parameter
     crow_indices: Tensor
     col_indices: Tensor
     ccol_indices: Tensor
@@ -86,6 +94,55 @@ class SparseLayer(UpdatesTopology):
         """Return the weight as a dense tensor of ``weight_shape``. Differentiable."""
         dense = csr_to_dense(self.crow_indices, self.col_indices, self.values, self._matrix)
         return dense.view(self.weight_shape)
+
+    def update_topology(
+        self, drop: Tensor, grow: Tensor, optimizer: torch.optim.Optimizer | None = None
+    ) -> TopologyUpdate:
+        """Drop some stored weights and store others, which begin at 0.
+
+        Kept weights keep their values and, in ``optimizer``, all state that is held by weight
+        (momenta, second moments, averages); new ones get the state of a new parameter. The
+        parameter stays the same object, its gradient is set to None, and nothing else changes.
+        Where as many weights come as go, all is done in the same memory; a graph that was recorded
+        before can then not be run backward any more, which torch says.
+
+        Copies of the layer (an average of its weights, the replicas of data parallel training)
+        are updated by the same call with the same arguments.
+
+        Args:
+            drop: Indices into ``values`` of the weights to drop, rising; int64. See
+                :func:`fullspectrum_ext.ops.smallest_magnitudes`.
+            grow: Flat positions ``row * columns + column`` in the weight matrix, rising; int64. See
+                :func:`fullspectrum_ext.ops.dense_grad_topk`. A position may be among the dropped
+                ones: it is stored anew then.
+            optimizer: The one that trains ``values``.
+
+        Returns:
+            The update, with which :func:`fullspectrum_ext.ops.carry` moves what else is held by
+            weight.
+
+        Raises:
+            TypeError: If an argument has a wrong type or dtype.
+            ValueError: If indices are out of range, do not rise, or a grown position is stored
+                already; or if ``optimizer`` does not train ``values``, or holds state that cannot
+                be told apart by weight (LBFGS). Nothing has changed then.
+
+        Example:
+            >>> import torch
+            >>> from fullspectrum_ext.nn import SparseLinear
+            >>> weight = torch.tensor([[0.0, 2.0, 0.0], [3.0, 0.0, 4.0]])
+            >>> layer = SparseLinear.from_dense(weight, weight != 0)
+            >>> _ = layer.update_topology(drop=torch.tensor([0]), grow=torch.tensor([4]))
+            >>> layer.col_indices.tolist(), layer.values.tolist()
+            ([0, 1, 2], [3.0, 0.0, 4.0])
+        """
+        values = self.values
+        update = topology_update(self.crow_indices, self.col_indices, drop, grow, self.columns)
+        if optimizer is not None:
+            carry_state(values, optimizer, update.source)
+        self._set_topology(update.crow_indices, update.col_indices)
+        set_values(values, carry(values.detach(), update.source))
+        return update
 
     @property
     def columns(self) -> int:
