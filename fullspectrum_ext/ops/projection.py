@@ -1,4 +1,4 @@
-"""Scores as probabilities with a bounded sum: the projection that ProbMask makes after each step."""
+"""Probabilities with a bounded sum: the projection that ProbMask makes after each step."""
 
 import math
 from collections.abc import Sequence
