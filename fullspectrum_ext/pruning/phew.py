@@ -126,6 +126,8 @@ def _layers(model: nn.Module, *, known: bool) -> dict[str, _Layer]:
             "chain, as those of an nn.Sequential are; if each layer is fed by the one before it in "
             "the model's order, pass chain=True"
         )
+    if any(getattr(module, "groups", 1) != 1 for module in model.modules()):
+        raise ValueError("chain: method 'phew' does not walk through a grouped convolution")
     layers: dict[str, _Layer] = {}
     units = 0  # of the layer before
     for name, weight in weights.items():
