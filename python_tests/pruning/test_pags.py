@@ -187,10 +187,10 @@ def test_layers_that_did_not_change_are_not_measured_again(monkeypatch):
     assert measured == [["0 0.weight", "0 1.weight"], ["0 1.weight", "2 1.weight"]]
 
 
-# Two complete 3 x 3 blocks: sigma = 3, 3, so the gap is 2 sqrt(2) - 3 = -0.172; one group of degree 3
-# with six taps and six outputs, so IMDB is 6/11 of it. The circulant of three: sigma = 3, 2, the gap
-# 0.828. With weights of one its lambda is 1, that of the blocks 0. With weights of 2 in the first
-# block, the blocks have lambda = 6 - 3 = 3 and the norm 3.42, the circulant has 2.30 and 2.79.
+# Two complete 3 x 3 blocks: sigma = 3, 3, the gap is 2 sqrt(2) - 3 = -0.172; one group, of degree
+# 3 with six taps and six outputs, so IMDB is 6/11 of it. The circulant of three: sigma = 3, 2, the
+# gap 0.828. With weights of one its lambda is 1, that of the blocks 0. With weights of 2 in the
+# first block, the blocks have lambda = 6 - 3 = 3 and the norm 3.42, the circulant 2.30 and 2.79.
 BLOCKS = torch.block_diag(torch.ones(3, 3), torch.ones(3, 3))
 CIRCULANT = sum(torch.eye(6).roll(i, 1) for i in range(3))
 HEAVY = torch.ones(6, 6)
