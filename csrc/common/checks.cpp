@@ -43,6 +43,19 @@ int64_t check_csr(const char* op, const Tensor& crow_indices, const Tensor& col_
   return crow_indices.numel() - 1;
 }
 
+void check_floating(const char* op, const char* name, const Tensor& tensor) {
+  const ScalarType dtype = tensor.scalar_type();
+  STD_TORCH_CHECK(
+      dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::Half ||
+          dtype == ScalarType::BFloat16,
+      op,
+      ": ",
+      name,
+      " must be float32, float64, float16 or bfloat16, got ",
+      toString(dtype)
+  );
+}
+
 void check_same_device(
     const char* op, const char* name_a, const Tensor& a, const char* name_b, const Tensor& b
 ) {

@@ -18,6 +18,9 @@ int64_t check_csr(
     const torch::stable::Tensor& col_indices
 );
 
+// The tensor is of one of the floating dtypes that the operators compute with.
+void check_floating(const char* op, const char* name, const torch::stable::Tensor& tensor);
+
 // The two tensors lie on one device.
 void check_same_device(
     const char* op,

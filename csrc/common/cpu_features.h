@@ -11,4 +11,15 @@ Isa active_isa();
 
 const char* isa_name(Isa isa);
 
+// The kernels of that instruction set: FULLSPECTRUM_ACTIVE(gram_kernels()) calls the function of
+// this name in namespace avx512, avx2 or baseline.
+#if defined(__x86_64__)
+#define FULLSPECTRUM_ACTIVE(...)                     \
+  (active_isa() == Isa::avx512 ? avx512::__VA_ARGS__ \
+   : active_isa() == Isa::avx2 ? avx2::__VA_ARGS__   \
+                               : baseline::__VA_ARGS__)
+#else
+#define FULLSPECTRUM_ACTIVE(...) baseline::__VA_ARGS__
+#endif
+
 }  // namespace fullspectrum

@@ -1,7 +1,6 @@
 #include "masked_matmul/sparse_conv2d.h"
 
 #include <torch/csrc/stable/ops.h>
-#include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
 #include <initializer_list>
@@ -11,7 +10,6 @@
 namespace fullspectrum {
 namespace {
 
-using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 constexpr const char* kOp = "sparse_conv2d";
@@ -46,14 +44,7 @@ SparseConv2dSizes check_shared(
       ", got ",
       values.numel()
   );
-  const ScalarType dtype = x.scalar_type();
-  STD_TORCH_CHECK(
-      dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::Half ||
-          dtype == ScalarType::BFloat16,
-      op,
-      ": x must be float32, float64, float16 or bfloat16, got ",
-      torch::headeronly::toString(dtype)
-  );
+  check_floating(op, "x", x);
   check_same_dtype(op, "x", x, "values", values);
   check_same_device(op, "x", x, "values", values);
   check_same_device(op, "x", x, "col_indices", col_indices);

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "common/ceil_div.h"
+#include "common/compute_dtype.h"
 #include "common/cpu_features.h"
 #include "common/dispatch.h"
 #include "common/library.h"
@@ -20,7 +21,6 @@
 namespace fullspectrum {
 namespace {
 
-using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 thread_local Scratch scratch;
@@ -57,17 +57,7 @@ template <typename scalar_t>
 Kernels<scalar_t> active_kernels() {
   using S = stored_t<scalar_t>;
   using T = computed_t<scalar_t>;
-#if defined(__x86_64__)
-  switch (active_isa()) {
-    case Isa::avx512:
-      return {avx512::conv_kernels<T>(), avx512::conv_packing<S, T>()};
-    case Isa::avx2:
-      return {avx2::conv_kernels<T>(), avx2::conv_packing<S, T>()};
-    default:
-      break;
-  }
-#endif
-  return {baseline::conv_kernels<T>(), baseline::conv_packing<S, T>()};
+  return {FULLSPECTRUM_ACTIVE(conv_kernels<T>()), FULLSPECTRUM_ACTIVE(conv_packing<S, T>())};
 }
 
 // A column out of range or an offset that decreases would read foreign memory.
@@ -447,9 +437,7 @@ void backward(
 
 // The few numbers that are not images (values, bias): contiguous, in the dtype of the computation.
 Tensor computed(const Tensor& tensor) {
-  const ScalarType dtype = tensor.scalar_type();
-  const bool narrow = dtype == ScalarType::Half || dtype == ScalarType::BFloat16;
-  return torch::stable::contiguous(narrow ? torch::stable::to(tensor, ScalarType::Float) : tensor);
+  return torch::stable::contiguous(in_compute_dtype(tensor));
 }
 
 Tensor sparse_conv2d_cpu(

@@ -1,6 +1,5 @@
 #include "masked_matmul/sparse_linear.h"
 
-#include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
 #include "common/checks.h"
@@ -8,24 +7,10 @@
 namespace fullspectrum {
 namespace {
 
-using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 constexpr const char* kOp = "sparse_linear";
 constexpr const char* kBackward = "sparse_linear_backward";
-
-void check_floating(const char* op, const char* name, const Tensor& tensor) {
-  const ScalarType dtype = tensor.scalar_type();
-  STD_TORCH_CHECK(
-      dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::Half ||
-          dtype == ScalarType::BFloat16,
-      op,
-      ": ",
-      name,
-      " must be float32, float64, float16 or bfloat16, got ",
-      torch::headeronly::toString(dtype)
-  );
-}
 
 // The product of all dimensions but the last.
 int64_t batch_of(const char* op, const char* name, const Tensor& tensor) {

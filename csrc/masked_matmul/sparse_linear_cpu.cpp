@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "common/ceil_div.h"
+#include "common/compute_dtype.h"
 #include "common/cpu_features.h"
 #include "common/dispatch.h"
 #include "common/library.h"
@@ -20,7 +21,6 @@
 namespace fullspectrum {
 namespace {
 
-using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 thread_local Scratch scratch;
@@ -95,17 +95,7 @@ using bits_t = std::remove_pointer_t<decltype(bits(static_cast<T*>(nullptr)))>;
 
 template <typename storage_t, typename index_t>
 PanelKernels<bits_t<storage_t>, index_t> active_kernels() {
-#if defined(__x86_64__)
-  switch (active_isa()) {
-    case Isa::avx512:
-      return avx512::panel_kernels<bits_t<storage_t>, index_t>();
-    case Isa::avx2:
-      return avx2::panel_kernels<bits_t<storage_t>, index_t>();
-    default:
-      break;
-  }
-#endif
-  return baseline::panel_kernels<bits_t<storage_t>, index_t>();
+  return FULLSPECTRUM_ACTIVE(panel_kernels<bits_t<storage_t>, index_t>());
 }
 
 // A sparse matrix [rows, cols] in CSR form, with the names of its fields for messages.
@@ -367,11 +357,7 @@ Tensor row_major(const Tensor& tensor) {
 }
 
 // Row-major and in the dtype of the computation: float32 for float16 and bfloat16.
-Tensor computed(const Tensor& tensor) {
-  const ScalarType dtype = tensor.scalar_type();
-  const bool narrow = dtype == ScalarType::Half || dtype == ScalarType::BFloat16;
-  return row_major(narrow ? torch::stable::to(tensor, ScalarType::Float) : tensor);
-}
+Tensor computed(const Tensor& tensor) { return row_major(in_compute_dtype(tensor)); }
 
 // Calls f(TypeTag<scalar_t>, TypeTag<index_t>).
 template <typename F>

@@ -115,21 +115,6 @@ class Candidates {
   std::unique_ptr<int64_t[]> position_;
 };
 
-template <typename bits_t>
-SearchKernel<bits_t> active_search() {
-#if defined(__x86_64__)
-  switch (active_isa()) {
-    case Isa::avx512:
-      return avx512::search_kernel<bits_t>();
-    case Isa::avx2:
-      return avx2::search_kernel<bits_t>();
-    default:
-      break;
-  }
-#endif
-  return baseline::search_kernel<bits_t>();
-}
-
 // Writes kTaken over the tile's stored entries.
 template <typename scalar_t, typename index_t>
 void mark_stored(
@@ -155,7 +140,7 @@ void select(
     scalar_t* value     // [k]
 ) {
   using rank_t = typename Rank<scalar_t>::type;
-  const SearchKernel<rank_t> search = active_search<rank_t>();
+  const SearchKernel<rank_t> search = FULLSPECTRUM_ACTIVE(search_kernel<rank_t>());
   const int64_t largest = tiles.largest();
   Candidates<scalar_t> candidates(k, largest);
   const std::unique_ptr<int64_t[]> found(new int64_t[largest]);

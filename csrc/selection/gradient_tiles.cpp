@@ -1,18 +1,17 @@
 #include "selection/gradient_tiles.h"
 
 #include <torch/csrc/stable/ops.h>
-#include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
 
 #include "common/aten.h"
 #include "common/checks.h"
+#include "common/compute_dtype.h"
 
 namespace fullspectrum {
 namespace {
 
-using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 constexpr const char* kLinear = "dense_grad_topk";
@@ -24,14 +23,7 @@ constexpr int64_t kLeastRows = 64;
 void check_operands(
     const char* op, const Tensor& grad, const Tensor& x, const Tensor& col_indices
 ) {
-  const ScalarType dtype = x.scalar_type();
-  STD_TORCH_CHECK(
-      dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::Half ||
-          dtype == ScalarType::BFloat16,
-      op,
-      ": x must be float32, float64, float16 or bfloat16, got ",
-      torch::headeronly::toString(dtype)
-  );
+  check_floating(op, "x", x);
   check_same_dtype(op, "grad", grad, "x", x);
   check_same_device(op, "grad", grad, "x", x);
   check_same_device(op, "x", x, "col_indices", col_indices);
@@ -47,12 +39,6 @@ void check_k(const char* op, int64_t k, const GradientTiles& tiles, int64_t nnz)
       ", got ",
       k
   );
-}
-
-Tensor in_compute_dtype(const Tensor& tensor) {
-  const ScalarType dtype = tensor.scalar_type();
-  const bool narrow = dtype == ScalarType::Half || dtype == ScalarType::BFloat16;
-  return narrow ? torch::stable::to(tensor, ScalarType::Float) : tensor;
 }
 
 int64_t rows_of_a_tile(int64_t cols, int64_t tile_size) {

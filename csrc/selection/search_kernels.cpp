@@ -10,6 +10,18 @@ namespace {
 
 constexpr int kBlock = 64;
 
+// Calls body(i) for each set byte of a block, in order.
+template <typename Body>
+void for_hits(const unsigned char* hit, const Body& body) {
+  for (int i = 0; i < kBlock; i += 8) {
+    uint64_t eight;
+    __builtin_memcpy(&eight, hit + i, 8);
+    for (; eight != 0; eight &= eight - 1) {
+      body(i + __builtin_ctzll(eight) / 8);
+    }
+  }
+}
+
 // Few entries are found, so whole blocks are tested without a branch, by the compiler's vectors,
 // and the answers walked through eight at a time.
 template <typename bits_t>
@@ -23,13 +35,7 @@ int64_t search(const bits_t* bits, int64_t size, bits_t least, int64_t base, int
       const bits_t entry = bits[at + i];
       hit[i] = ((entry & kMagnitude) >= least) & (entry != ~bits_t{0});
     }
-    for (int i = 0; i < kBlock; i += 8) {
-      uint64_t eight;
-      __builtin_memcpy(&eight, hit + i, 8);
-      for (; eight != 0; eight &= eight - 1) {
-        found[number++] = base + at + i + __builtin_ctzll(eight) / 8;
-      }
-    }
+    for_hits(hit, [&](int i) { found[number++] = base + at + i; });
   }
   for (; at < size; ++at) {
     found[number] = base + at;
@@ -119,18 +125,6 @@ int64_t search_vectors(
   return number;
 }
 #else
-// Calls body(i) for each set byte of a block, in order.
-template <typename Body>
-void for_hits(const unsigned char* hit, const Body& body) {
-  for (int i = 0; i < kBlock; i += 8) {
-    uint64_t eight;
-    __builtin_memcpy(&eight, hit + i, 8);
-    for (; eight != 0; eight &= eight - 1) {
-      body(i + __builtin_ctzll(eight) / 8);
-    }
-  }
-}
-
 template <typename scalar_t>
 int64_t collect_vectors(
     const scalar_t* scores,

@@ -8,6 +8,7 @@
 #include <limits>
 
 #include "common/checks.h"
+#include "common/compute_dtype.h"
 
 namespace fullspectrum {
 
@@ -20,18 +21,11 @@ namespace {
 std::vector<Tensor> check_scores(const char* op, const std::vector<Tensor>& scores) {
   std::vector<Tensor> wide;
   for (const Tensor& tensor : scores) {
-    const ScalarType dtype = tensor.scalar_type();
-    const bool narrow = dtype == ScalarType::Half || dtype == ScalarType::BFloat16;
-    STD_TORCH_CHECK(
-        narrow || dtype == ScalarType::Float || dtype == ScalarType::Double,
-        op,
-        ": scores must be float32, float64, float16 or bfloat16, got ",
-        torch::headeronly::toString(dtype)
-    );
+    check_floating(op, "scores", tensor);
     check_same_dtype(op, "scores", scores[0], "scores", tensor);
     check_same_device(op, "scores", scores[0], "scores", tensor);
     STD_TORCH_CHECK(tensor.is_contiguous(), op, ": scores must be contiguous");
-    wide.push_back(narrow ? torch::stable::to(tensor, ScalarType::Float) : tensor);
+    wide.push_back(in_compute_dtype(tensor));
   }
   return wide;
 }

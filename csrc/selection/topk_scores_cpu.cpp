@@ -44,21 +44,6 @@ scalar_t number_of_order(typename Rank<scalar_t>::type order) {
   return number;
 }
 
-template <typename scalar_t>
-ScoreKernels<scalar_t> active_kernels() {
-#if defined(__x86_64__)
-  switch (active_isa()) {
-    case Isa::avx512:
-      return avx512::score_kernels<scalar_t>();
-    case Isa::avx2:
-      return avx2::score_kernels<scalar_t>();
-    default:
-      break;
-  }
-#endif
-  return baseline::score_kernels<scalar_t>();
-}
-
 // A part of a tensor, and what was found in it.
 template <typename scalar_t>
 struct Chunk {
@@ -248,7 +233,7 @@ class TopScores {
     return orders[n];
   }
 
-  const ScoreKernels<scalar_t> kernels_ = active_kernels<scalar_t>();
+  const ScoreKernels<scalar_t> kernels_ = FULLSPECTRUM_ACTIVE(score_kernels<scalar_t>());
   std::unique_ptr<scalar_t[]> buffer_;  // [threads, kChunk]
   std::vector<Chunk<scalar_t>> chunks_;
   order_t threshold_ = 0;
@@ -275,7 +260,7 @@ class IsKept {
 
 template <typename scalar_t>
 void write_masks(const std::vector<ScoreGroup>& groups, const std::vector<bool*>& masks) {
-  const ScoreKernels<scalar_t> kernels = active_kernels<scalar_t>();
+  const ScoreKernels<scalar_t> kernels = FULLSPECTRUM_ACTIVE(score_kernels<scalar_t>());
   TopScores<scalar_t> top;
   size_t first = 0;  // tensor of the group
   for (const ScoreGroup& group : groups) {
@@ -341,7 +326,7 @@ void write_topology(
     index_t* crow,     // [rows + 1]
     index_t* col       // [count]
 ) {
-  const ScoreKernels<scalar_t> kernels = active_kernels<scalar_t>();
+  const ScoreKernels<scalar_t> kernels = FULLSPECTRUM_ACTIVE(score_kernels<scalar_t>());
   const scalar_t least = number_of_order<scalar_t>(top.threshold());
   std::vector<int64_t> before{0};
   for (const Chunk<scalar_t>& chunk : chunks) {

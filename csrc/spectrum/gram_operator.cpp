@@ -36,19 +36,7 @@ void add_transpose(const T* half, int64_t size, int64_t stride, double* h) {
 }  // namespace
 
 const GramKernels& gram_kernels() {
-  static const GramKernels kernels = [] {
-#if defined(__x86_64__)
-    switch (active_isa()) {
-      case Isa::avx512:
-        return avx512::gram_kernels();
-      case Isa::avx2:
-        return avx2::gram_kernels();
-      default:
-        break;
-    }
-#endif
-    return baseline::gram_kernels();
-  }();
+  static const GramKernels kernels = FULLSPECTRUM_ACTIVE(gram_kernels());
   return kernels;
 }
 

@@ -15,19 +15,7 @@ constexpr double kEpsilon = 2.220446049250313e-16;
 constexpr int kWidest = 2;  // diagonals on each side of a band matrix
 
 const EigenKernels& eigen_kernels() {
-  static const EigenKernels kernels = [] {
-#if defined(__x86_64__)
-    switch (active_isa()) {
-      case Isa::avx512:
-        return avx512::eigen_kernels();
-      case Isa::avx2:
-        return avx2::eigen_kernels();
-      default:
-        break;
-    }
-#endif
-    return baseline::eigen_kernels();
-  }();
+  static const EigenKernels kernels = FULLSPECTRUM_ACTIVE(eigen_kernels());
   return kernels;
 }
 

@@ -22,19 +22,7 @@ constexpr double kIndependent = 1e-14;  // its square
 constexpr double kConverged = 1e-9;
 
 const PairKernels& pair_kernels() {
-  static const PairKernels kernels = [] {
-#if defined(__x86_64__)
-    switch (active_isa()) {
-      case Isa::avx512:
-        return avx512::pair_kernels();
-      case Isa::avx2:
-        return avx2::pair_kernels();
-      default:
-        break;
-    }
-#endif
-    return baseline::pair_kernels();
-  }();
+  static const PairKernels kernels = FULLSPECTRUM_ACTIVE(pair_kernels());
   return kernels;
 }
 

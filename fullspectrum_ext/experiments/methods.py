@@ -1,28 +1,43 @@
 """Method names as the driver takes them, and the masks they stand for."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from fullspectrum_ext import pruning
+from fullspectrum_ext.experiments.procedures import (
+    PROCEDURES,
+    Hook,
+    Procedure,
+    Stage,
+    StageStart,
+    all_weights,
+)
 from fullspectrum_ext.masks import MaskSet
 from fullspectrum_ext.pruning.base import find_method
+
+if TYPE_CHECKING:  # both import this file, to know the names of the methods
+    from fullspectrum_ext.experiments.config import TrainConfig
+    from fullspectrum_ext.experiments.training import Run
 
 DENSE = "dense"
 """The name that stands for no pruning: all weights kept, trained by torch's own dense layers."""
 
 
 def check_method(method: str) -> None:
-    """Refuse a name that :func:`make_masks` does not know.
+    """Refuse a name that ``fullspectrum train`` does not know.
 
     Args:
-        method: A name of :func:`fullspectrum_ext.methods`, ``pags:BASE``, or ``dense``.
+        method: A name of :func:`fullspectrum_ext.methods` or of
+            :data:`fullspectrum_ext.experiments.procedures.PROCEDURES`, ``pags:BASE``, or ``dense``.
 
     Raises:
         ValueError: If it is none of these.
     """
-    if method == DENSE:
+    if method == DENSE or method in PROCEDURES:
         return
     name, _, base = method.partition(":")
     if ":" in method and name != "pags":
@@ -45,10 +60,10 @@ def make_masks(
     seed: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> MaskSet:
-    """Prune a model by a method's name.
+    """Prune a model by a method's name, as it is, with no training.
 
     Args:
-        method: See :func:`check_method`.
+        method: See :func:`check_method`; not one that prunes in the course of training.
         model: Dense; it is not changed.
         sparsity: Fraction of the weights to remove, which ``dense`` ignores. Give this or
             ``density``.
@@ -62,7 +77,7 @@ def make_masks(
         The masks.
     """
     if method == DENSE:
-        return pruning.prune(model, "magnitude", sparsity=0.0)
+        return all_weights(model)
     name, _, base = method.partition(":")
     options: dict[str, Any] = {}
     if name == "pags":
@@ -72,3 +87,41 @@ def make_masks(
     return pruning.prune(
         model, name, sparsity=sparsity, density=density, data=data, seed=seed, **options
     )
+
+
+def make_procedure(method: str, config: TrainConfig, seed: int) -> Procedure:
+    """Return how a method prunes.
+
+    Args:
+        method: See :func:`check_method`.
+        config: Settings of the job.
+        seed: Of the run.
+
+    Returns:
+        The procedure; for a method that needs no training, one stage.
+    """
+    if method in PROCEDURES:
+        return PROCEDURES[method](config, seed)
+    return _PruneFirst(method, config, seed)
+
+
+class _PruneFirst:
+    """Prunes the initial network, and trains what is left."""
+
+    def __init__(self, method: str, config: TrainConfig, seed: int) -> None:
+        self.method, self.config, self.seed = method, config, seed
+        self.stages = (Stage("", config.epochs),)
+
+    def masks(self, _stage: int, start: StageStart) -> MaskSet:
+        return make_masks(
+            self.method,
+            start.model,
+            sparsity=self.config.sparsity,
+            candidates=self.config.candidates,
+            data=start.data,
+            seed=self.seed,
+            progress=lambda done, of: start.note(f"mask {done} of {of}"),
+        )
+
+    def hook(self, _stage: int, _run: Run) -> Hook | None:
+        return None

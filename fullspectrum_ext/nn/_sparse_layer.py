@@ -6,15 +6,22 @@ import torch
 from torch import Tensor, nn
 
 from fullspectrum_ext import _checks
-from fullspectrum_ext.nn.topology import UpdatesTopology, set_values
-from fullspectrum_ext.ops import CsrTranspose, csr_to_dense, csr_transpose
+from fullspectrum_ext.nn.topology import carry_state, set_values
+from fullspectrum_ext.ops import (
+    CsrTranspose,
+    TopologyUpdate,
+    carry,
+    csr_to_dense,
+    csr_transpose,
+    topology_update,
+)
 
 # state_dict holds the first two beside `values`; the others follow from them.
 _TOPOLOGY = ("crow_indices", "col_indices")
 _TRANSPOSED = ("ccol_indices", "row_indices", "permutation")
 
 
-class SparseLayer(UpdatesTopology):
+class SparseLayer(nn.Module):
     """A layer whose weight, as a matrix with one row an output, is stored in CSR form.
 
     ``values`` is an ordinary parameter with one element a stored weight. The topology is two
@@ -23,7 +30,9 @@ class SparseLayer(UpdatesTopology):
 
     All five are integers that must not be averaged: ``AveragedModel`` leaves them alone as long as
     its ``use_buffers`` is False, which is its default. The statistics of batch normalisation come
-    from ``torch.optim.swa_utils.update_bn`` then.
+    from ``torch.optim.swa_utils.update_bn`` then. Whoever writes to them, with other numbers than
+    they hold, makes the layer's next call a RuntimeError; :meth:`update_topology` is the way to
+    change them.
 
     Args:
         weight_shape: Shape of the dense weight, outputs first.
@@ -37,11 +46,13 @@ class SparseLayer(UpdatesTopology):
         ValueError: If the fields are not a CSR matrix of this shape, or ``bias`` does not fit.
     """
 
+    values: nn.Parameter
     crow_indices: Tensor
     col_indices: Tensor
     ccol_indices: Tensor
     row_indices: Tensor
     permutation: Tensor
+    _written: tuple[int, ...]
 
     def __init__(
         self,
@@ -80,12 +91,62 @@ class SparseLayer(UpdatesTopology):
     @property
     def transpose(self) -> CsrTranspose:
         """The index of the transposed weight matrix."""
+        self._check_unchanged()
         return CsrTranspose(self.ccol_indices, self.row_indices, self.permutation)
 
     def to_dense(self) -> Tensor:
         """Return the weight as a dense tensor of ``weight_shape``. Differentiable."""
         dense = csr_to_dense(self.crow_indices, self.col_indices, self.values, self._matrix)
         return dense.view(self.weight_shape)
+
+    def update_topology(
+        self, drop: Tensor, grow: Tensor, optimizer: torch.optim.Optimizer | None = None
+    ) -> TopologyUpdate:
+        """Drop some stored weights and store others, which begin at 0.
+
+        Kept weights keep their values and, in ``optimizer``, all state that is held by weight
+        (momenta, second moments, averages); new ones get the state of a new parameter. The
+        parameter stays the same object, its gradient is set to None, and nothing else changes.
+        Where as many weights come as go, all is done in the same memory; a graph that was recorded
+        before can then not be run backward any more, which torch says.
+
+        Copies of the layer (an average of its weights, the replicas of data parallel training)
+        are updated by the same call with the same arguments.
+
+        Args:
+            drop: Indices into ``values`` of the weights to drop, rising; int64. See
+                :func:`fullspectrum_ext.ops.smallest_magnitudes`.
+            grow: Flat positions ``row * columns + column`` in the weight matrix, rising; int64. See
+                :func:`fullspectrum_ext.ops.dense_grad_topk`. A position may be among the dropped
+                ones: it is stored anew then.
+            optimizer: The one that trains ``values``.
+
+        Returns:
+            The update, with which :func:`fullspectrum_ext.ops.carry` moves what else is held by
+            weight.
+
+        Raises:
+            TypeError: If an argument has a wrong type or dtype.
+            ValueError: If indices are out of range, do not rise, or a grown position is stored
+                already; or if ``optimizer`` does not train ``values``, or holds state that cannot
+                be told apart by weight (LBFGS). Nothing has changed then.
+
+        Example:
+            >>> import torch
+            >>> from fullspectrum_ext.nn import SparseLinear
+            >>> weight = torch.tensor([[0.0, 2.0, 0.0], [3.0, 0.0, 4.0]])
+            >>> layer = SparseLinear.from_dense(weight, weight != 0)
+            >>> _ = layer.update_topology(drop=torch.tensor([0]), grow=torch.tensor([4]))
+            >>> layer.col_indices.tolist(), layer.values.tolist()
+            ([0, 1, 2], [3.0, 0.0, 4.0])
+        """
+        values = self.values
+        update = topology_update(self.crow_indices, self.col_indices, drop, grow, self.columns)
+        if optimizer is not None:
+            carry_state(values, optimizer, update.source)
+        self._set_topology(update.crow_indices, update.col_indices)
+        set_values(values, carry(values.detach(), update.source))
+        return update
 
     @property
     def columns(self) -> int:
@@ -103,6 +164,53 @@ class SparseLayer(UpdatesTopology):
         """
         raise NotImplementedError
 
+    def _check_unchanged(self) -> None:
+        """Refuse to go on where somebody has written other numbers into the topology.
+
+        torch counts what writes to a tensor. Only where the count has moved are the numbers looked
+        at: data parallel training writes to buffers what they hold already.
+
+        Raises:
+            RuntimeError: If the indices do not agree with each other any more.
+        """
+        if torch.compiler.is_compiling():
+            return
+        written = self._count_writes()
+        if written == self._written or torch._C._are_functorch_transforms_active():
+            return
+        crow_indices, col_indices = self.crow_indices, self.col_indices
+        try:
+            _checks.check_csr(crow_indices, col_indices, self._matrix, self.values, validate=True)
+            again = csr_transpose(crow_indices, col_indices, self.columns)
+            pairs = zip(map(self.get_buffer, _TRANSPOSED), again, strict=True)
+            agree = all(torch.equal(held, new) for held, new in pairs)
+        except ValueError:
+            agree = False
+        if not agree:
+            raise RuntimeError(
+                f"{type(self).__name__}: something has written to its indices, and they are no "
+                "topology any more. AveragedModel(use_buffers=True) averages indices: leave "
+                "use_buffers False. To change a topology call update_topology"
+            )
+        self._written = written
+
+    def _count_writes(self) -> tuple[int, ...]:
+        """Say which tensors the indices are, and how often they were written to."""
+        col_indices, permutation = self.col_indices, self.permutation
+        if col_indices.is_inference():  # those are not counted
+            return id(col_indices), id(permutation)
+        return id(col_indices), col_indices._version, id(permutation), permutation._version
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Begin to count anew in a copy."""
+        super().__setstate__(state)
+        self._written = self._count_writes()
+
+    def _apply(self, *args: Any, **kwargs: Any) -> "SparseLayer":
+        super()._apply(*args, **kwargs)
+        self._written = self._count_writes()
+        return self
+
     def _set_topology(self, crow_indices: Tensor, col_indices: Tensor) -> None:
         transpose = csr_transpose(crow_indices, col_indices, self.columns)
         fields = (crow_indices, col_indices, *transpose)
@@ -112,6 +220,7 @@ class SparseLayer(UpdatesTopology):
                 old.copy_(new)  # the same memory
             else:
                 setattr(self, name, new.detach().clone())
+        self._written = self._count_writes()
 
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
@@ -166,6 +275,7 @@ class SparseLayer(UpdatesTopology):
             unexpected_keys,
             error_msgs,
         )
+        self._written = self._count_writes()
 
 
 def _kind(tensor: Tensor) -> tuple[torch.Size, torch.dtype, torch.device]:

@@ -14,3 +14,5 @@ from fullspectrum_ext.pruning import (
 )
 from fullspectrum_ext.pruning.api import prune
 from fullspectrum_ext.pruning.base import ScoringContext, methods, register_pruner
+from fullspectrum_ext.pruning.gradual import GradualPruning, cubic_sparsity
+from fullspectrum_ext.pruning.lottery import Ticket, lottery_tickets, ticket_densities
