@@ -12,12 +12,13 @@ A candidate's scores are |w (g + n)|, with one Gaussian "gradient" g and fresh n
 that candidates vary as SNIP's do from batch to batch. The forward and backward passes of real
 scores are the model's business and not in here.
 
-"Engine alone" is the time of the last candidates' spectra, computed again with nothing in between,
-over the number of candidates that are measured together there.
+"Engine alone" is what the spectra take with nothing in between: the engine's last four calls, which
+measure a group of candidates, are made again, and the time of all its calls is scaled as theirs is.
 """
 
 import argparse
 import contextlib
+import functools
 import importlib
 import pathlib
 import statistics
@@ -46,29 +47,28 @@ PARTS = {  # a module and a function that it calls, and the part that its time b
 
 
 class Clock:
-    """Seconds by part, and the last four calls of the engine, which measure the last candidates."""
+    """Seconds by part, and the last four calls of the engine with their seconds."""
 
     def __init__(self) -> None:
-        self.candidates = 0
         self.restart()
 
     def restart(self) -> None:
         """Begin anew."""
         self.start = time.perf_counter()
         self.seconds = dict.fromkeys(PARTS.values(), 0.0)
-        self.engine: list[Callable[[], Any]] = []
-        self.together = 1
+        self.engine: list[tuple[Callable[[], Any], float]] = []
 
     def timed(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """Add the time of each call of a function to a part."""
 
         def call(*arguments: Any, **keywords: Any) -> Any:
-            if part == "spectra":
-                self.engine = [*self.engine[-3:], lambda: function(*arguments, **keywords)]
-                self.together = len(arguments[0]) // len(resnet34())
             start = time.perf_counter()
             result = function(*arguments, **keywords)
-            self.seconds[part] += time.perf_counter() - start
+            seconds = time.perf_counter() - start
+            self.seconds[part] += seconds
+            if part == "spectra":
+                again = functools.partial(function, *arguments, **keywords)
+                self.engine = [*self.engine[-3:], (again, seconds)]
             return result
 
         return call
@@ -113,46 +113,40 @@ def run(sparsity: float, candidates: int, seed: int) -> dict[str, Any]:
 
     @fs.register_pruner("noisy_gradient", varies_by="seed")
     def noisy_gradient(context: ScoringContext) -> dict[str, Tensor]:
-        if not gradient:  # for the base masks, which warm up
+        if not gradient:  # for the base masks
             gradient.update(normal(context))
             return {name: (gradient[name] * w).abs() for name, w in context.weights.items()}
-        if clock.candidates == 0:
-            clock.restart()
-        clock.candidates += 1
         return clock.timed("candidate scores", noisy_scores)(context)
 
-    def tell(done: int, candidates: int) -> None:
+    def show_progress(done: int, candidates: int) -> None:
         if done % 50 == 0 or done == candidates:
             print(f"{done} of {candidates} candidates", flush=True)
 
-    start = time.perf_counter()
+    pruned = functools.partial(
+        fs.prune, model, "pags", base="noisy_gradient", sparsity=sparsity, seed=seed
+    )
+    pruned(candidates=1)  # warms up
     with clock.ticking():
-        masks = fs.prune(
-            model,
-            "pags",
-            base="noisy_gradient",
-            candidates=candidates,
-            sparsity=sparsity,
-            seed=seed,
-            progress=tell,
-        )
-    end = time.perf_counter()
-    alone = []
+        clock.restart()
+        masks = pruned(candidates=candidates, progress=show_progress)
+        driver_seconds = time.perf_counter() - clock.start
+    again = []
     for _ in range(5):
-        began = time.perf_counter()
-        for call in clock.engine:
+        start = time.perf_counter()
+        for call, _seconds in clock.engine:
             call()
-        alone.append((time.perf_counter() - began) / clock.together)
-    each = (end - clock.start) / candidates
+        again.append(time.perf_counter() - start)
+    scale = statistics.median(again) / sum(seconds for _, seconds in clock.engine)
+    each = driver_seconds / candidates
     parts = {part: seconds / candidates for part, seconds in clock.seconds.items()}
     parts["the rest"] = each - sum(parts.values())
     return {
         "sparsity": sparsity,
         "candidates": candidates,
-        "driver_seconds": end - start,
+        "driver_seconds": driver_seconds,
         "seconds_per_candidate": each,
         "parts_per_candidate": parts,
-        "engine_alone": statistics.median(alone),
+        "engine_alone": scale * parts["spectra"],
         "norm": [masks.meta["pags"]["norm"][i] for i in (0, -1)],
         "layers_taken": sum(masks.meta["pags"]["accepted"].values()),
     }
