@@ -188,10 +188,12 @@ def markdown(table: Sequence[Mapping], seeds: int, rounds: int) -> str:
         "the spread of the published seeds.",
         "",
         "What cannot match: the weights, which were not published, and with them every single "
-        "mask; the state of the normalisations, which is not known, and decides how much flows "
-        "around a block rather than through it: the layers called `downsample` and those of the "
-        "last stage differ by factors, and σ's, gaps and NaRC with their numbers of edges. The "
-        "seeds differ by about 1 % of a layer's edges, so a few per cent are many sigmas.",
+        "mask; the schedule (theirs ran once for each density); and how much flows around a block "
+        "rather than through it, for the state of the normalisations there is not known: the three "
+        "layers called `downsample` keep far fewer weights here, and with them those of the last "
+        "stage and `fc` differ by factors. At 0.01, where 1 % of the weights are few, that moves all "
+        "other layers too. The published seeds differ by about 1 % of a layer's edges, so that a few "
+        "per cent are many sigmas.",
         "",
         "| density | metric | layers | median difference | within 5 % | median sigmas | largest |",
         "| --- | --- | --- | --- | --- | --- | --- |",
