@@ -20,13 +20,13 @@ def linear(cls):
 
 
 def conv2d(cls):
-    dense = nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2).double()
+    dense = nn.Conv2d(2, 4, (2, 3), stride=2, padding=1, groups=2).double()
     mask = torch.rand_like(dense.weight) < 0.4
     if cls is MaskedConv2d:
         layer = cls(dense, mask)
     else:
         layer = cls.from_dense(dense.weight, mask, dense.bias, stride=2, padding=1, groups=2)
-    return layer, torch.randn(2, 4, 5, 4, dtype=torch.float64)
+    return layer, torch.randn(1, 2, 3, 4, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("build", [linear, conv2d])
@@ -53,7 +53,8 @@ def test_derivatives_of_a_layer(build, form):
     else:
         function, inputs = output, (x.requires_grad_(), *parameters)
     assert torch.autograd.gradcheck(function, inputs)
-    assert torch.autograd.gradgradcheck(function, inputs)
+    if form == "sparse":  # of a masked one in test_masked.py
+        assert torch.autograd.gradgradcheck(function, inputs)
 
 
 def digest_of_training(threads):
@@ -71,9 +72,9 @@ def digest_of_training(threads):
     }
     sparsify(model, masks, backend="sparse")
     optimizer = torch.optim.AdamW(model.parameters(), 0.01)
-    for _ in range(3):
+    for _ in range(2):
         optimizer.zero_grad()
-        x, y = torch.randn(70, 3, 12, 12), torch.randint(10, (70,))
+        x, y = torch.randn(20, 3, 12, 12), torch.randint(10, (20,))
         nn.functional.cross_entropy(model(x), y).backward()
         optimizer.step()
     bits = b"".join(parameter.detach().numpy().tobytes() for parameter in model.parameters())
