@@ -30,7 +30,9 @@ class SparseLayer(nn.Module):
 
     All five are integers that must not be averaged: ``AveragedModel`` leaves them alone as long as
     its ``use_buffers`` is False, which is its default. The statistics of batch normalisation come
-    from ``torch.optim.swa_utils.update_bn`` then.
+    from ``torch.optim.swa_utils.update_bn`` then. Whoever writes to them, with other numbers than
+    they hold, makes the layer's next call a RuntimeError; :meth:`update_topology` is the way to
+    change them.
 
     Args:
         weight_shape: Shape of the dense weight, outputs first.
@@ -50,6 +52,7 @@ class SparseLayer(nn.Module):
     ccol_indices: Tensor
     row_indices: Tensor
     permutation: Tensor
+    _written: tuple[int, ...]
 
     def __init__(
         self,
@@ -88,6 +91,7 @@ class SparseLayer(nn.Module):
     @property
     def transpose(self) -> CsrTranspose:
         """The index of the transposed weight matrix."""
+        self._check_unchanged()
         return CsrTranspose(self.ccol_indices, self.row_indices, self.permutation)
 
     def to_dense(self) -> Tensor:
@@ -160,6 +164,53 @@ class SparseLayer(nn.Module):
         """
         raise NotImplementedError
 
+    def _check_unchanged(self) -> None:
+        """Refuse to go on where somebody has written other numbers into the topology.
+
+        torch counts what writes to a tensor. Only where the count has moved are the numbers looked
+        at: data parallel training writes to buffers what they hold already.
+
+        Raises:
+            RuntimeError: If the indices do not agree with each other any more.
+        """
+        if torch.compiler.is_compiling():
+            return
+        written = self._count_writes()
+        if written == self._written or torch._C._are_functorch_transforms_active():
+            return
+        crow_indices, col_indices = self.crow_indices, self.col_indices
+        try:
+            _checks.check_csr(crow_indices, col_indices, self._matrix, self.values, validate=True)
+            again = csr_transpose(crow_indices, col_indices, self.columns)
+            pairs = zip(map(self.get_buffer, _TRANSPOSED), again, strict=True)
+            agree = all(torch.equal(held, new) for held, new in pairs)
+        except ValueError:
+            agree = False
+        if not agree:
+            raise RuntimeError(
+                f"{type(self).__name__}: something has written to its indices, and they are no "
+                "topology any more. AveragedModel(use_buffers=True) averages indices: leave "
+                "use_buffers False. To change a topology call update_topology"
+            )
+        self._written = written
+
+    def _count_writes(self) -> tuple[int, ...]:
+        """Say which tensors the indices are, and how often they were written to."""
+        col_indices, permutation = self.col_indices, self.permutation
+        if col_indices.is_inference():  # those are not counted
+            return id(col_indices), id(permutation)
+        return id(col_indices), col_indices._version, id(permutation), permutation._version
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Begin to count anew in a copy."""
+        super().__setstate__(state)
+        self._written = self._count_writes()
+
+    def _apply(self, *args: Any, **kwargs: Any) -> "SparseLayer":
+        super()._apply(*args, **kwargs)
+        self._written = self._count_writes()
+        return self
+
     def _set_topology(self, crow_indices: Tensor, col_indices: Tensor) -> None:
         transpose = csr_transpose(crow_indices, col_indices, self.columns)
         fields = (crow_indices, col_indices, *transpose)
@@ -169,6 +220,7 @@ class SparseLayer(nn.Module):
                 old.copy_(new)  # the same memory
             else:
                 setattr(self, name, new.detach().clone())
+        self._written = self._count_writes()
 
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
@@ -223,6 +275,7 @@ class SparseLayer(nn.Module):
             unexpected_keys,
             error_msgs,
         )
+        self._written = self._count_writes()
 
 
 def _kind(tensor: Tensor) -> tuple[torch.Size, torch.dtype, torch.device]:

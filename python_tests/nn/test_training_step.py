@@ -256,6 +256,32 @@ def test_averages_beside_batch_normalisation_leave_the_topology_alone():
     assert not torch.equal(average.module[1].running_mean, model[1].running_mean)
 
 
+@pytest.mark.parametrize("build", [mlp, conv_net])
+def test_averaged_indices_are_refused(build):
+    """Cut to integers, 0.9 * 7 + 0.1 * 7 may be 6: another network, without a word."""
+    model = pair(build)[0]
+    average = swa_utils.AveragedModel(
+        model, multi_avg_fn=swa_utils.get_ema_multi_avg_fn(0.9), use_buffers=True
+    )
+    for _ in range(5):
+        average.update_parameters(model)
+    with pytest.raises(RuntimeError, match=r"AveragedModel\(use_buffers=True\) averages indices"):
+        average(batch(build, seed=0)[0])
+    model(batch(build, seed=0)[0])
+
+
+@both_kinds
+def test_indices_may_be_written_over_with_themselves(build):
+    """As data parallel training does it before each step."""
+    model = pair(build)[0]
+    x = batch(build, seed=0)[0]
+    expected = model(x)
+    with torch.no_grad():
+        for buffer in model.buffers():
+            buffer.copy_(buffer.clone())
+    assert torch.equal(model(x), expected)
+
+
 @pytest.mark.parametrize("where", ["model", "optimizer", "both"])
 @both_kinds
 def test_a_resumed_training_goes_on_bit_for_bit(build, where):
