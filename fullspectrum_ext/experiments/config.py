@@ -13,6 +13,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
 
+from fullspectrum_ext import pruning
 from fullspectrum_ext.experiments.data import DATASETS
 from fullspectrum_ext.experiments.methods import check_method
 from fullspectrum_ext.experiments.models import MODELS
@@ -46,7 +47,8 @@ class TrainConfig:
     model: str = _setting("mlp", f"Model: {', '.join(MODELS)}.")
     methods: tuple[str, ...] = _setting(
         ("pags:snip", "snip", "erk"),
-        "Pruning methods to compare. pags:BASE samples around BASE; dense prunes nothing; "
+        f"Pruning methods to compare: {', '.join(pruning.methods())}; "
+        "pags:BASE samples around BASE; dense prunes nothing; "
         "omp, gmp, imp and imp:lr prune by magnitude in the course of training.",
     )
     sparsity: float = _setting(0.95, "Fraction of the weights that is removed, in [0, 1).")
