@@ -13,7 +13,7 @@ from fullspectrum_ext.experiments.config import TrainConfig
 from fullspectrum_ext.experiments.data import Batches, load_data
 from fullspectrum_ext.experiments.environment import environment
 from fullspectrum_ext.experiments.folder import RunFolder
-from fullspectrum_ext.experiments.methods import make_procedure
+from fullspectrum_ext.experiments.methods import make_procedure, split_ablation
 from fullspectrum_ext.experiments.models import build_model
 from fullspectrum_ext.experiments.procedures import StageStart, schedule_epochs
 from fullspectrum_ext.experiments.progress import TrainingProgress
@@ -28,6 +28,7 @@ from fullspectrum_ext.experiments.spectrum_logger import SpectrumLogger
 from fullspectrum_ext.experiments.training import Run, evaluate, reproducible
 from fullspectrum_ext.masks import MaskSet
 from fullspectrum_ext.nn import choose_backends, sparsify
+from fullspectrum_ext.pruning.audit import REINITIALISED, audit
 from fullspectrum_ext.spectral import full_spectrum
 
 
@@ -106,7 +107,8 @@ class _MethodRun:
         self.progress, self.threads = job.progress, job.threads
         self.method, self.seed = method, seed
         self.title = f"{method}, seed {seed}"
-        self.procedure = make_procedure(method, job.config, seed)
+        name, self.ablation = split_ablation(method)
+        self.procedure = make_procedure(name, job.config, seed)
         self.stages = self.procedure.stages
         self.stage = 0
         self.kept: Snapshot | None = None
@@ -126,7 +128,7 @@ class _MethodRun:
         else:
             self._resume(state)
         self._train_stage()
-        while self.stage + 1 < len(self.stages):
+        while not self._is_last():
             self._begin_next()
             self._train_stage()
         result = self._judge()
@@ -137,9 +139,7 @@ class _MethodRun:
     # ---- stages ----------------------------------------------------------------------------------
 
     def _begin_first(self) -> None:
-        model = self._build()
-        self._prune(model, None)
-        self._make_run(model)
+        self._make_run(self._prune(self._build(), None))
         self.run.hook = self.procedure.hook(0, self.run)
         self._save()
 
@@ -153,14 +153,11 @@ class _MethodRun:
         start = self.stages[self.stage].start
         model = self._build()
         model.load_state_dict(snapshot["model"])
-        self._prune(model, before)
-        if start == "rewind":
-            assert self.kept is not None  # noqa: S101 (a procedure rewinds to what it keeps)
-            snapshot = self.kept
-            model.load_state_dict(snapshot["model"])
-        self._make_run(model)
+        self._make_run(self._prune(model, before))
         self.run.go_on_after(ended)
-        if start != "fresh":
+        if start == "rewind" and self.kept is not None:
+            load_progress(self.run, self.kept, self.masks)
+        if start == "continue":
             load_progress(self.run, snapshot, self.masks)
         self.run.hook = self.procedure.hook(self.stage, self.run)
         self._save()
@@ -202,8 +199,16 @@ class _MethodRun:
         model = build_model(config.model, dataset.shape, dataset.classes, self.seed)
         return model.to(config.device)
 
-    def _prune(self, model: nn.Module, before: MaskSet | None) -> None:
-        """Make the masks of the stage, and save them before anything builds on them."""
+    def _prune(self, model: nn.Module, before: MaskSet | None) -> nn.Module:
+        """Make the masks of the stage, and save them before anything builds on them.
+
+        Args:
+            model: Dense, with the weights at the end of the stage before.
+            before: The masks then; None in the first stage.
+
+        Returns:
+            The dense model with the weights that the stage begins with.
+        """
         clock = time.perf_counter()
         start = StageStart(
             model,
@@ -212,10 +217,15 @@ class _MethodRun:
             note=lambda words: self.progress.note(f"{self.title}: {words}"),
         )
         masks = self.procedure.masks(self.stage, start)
+        if self.stages[self.stage].start == "rewind" and self.kept is not None:
+            model.load_state_dict(self.kept["model"])
+        if self.ablation and self._is_last():
+            model, masks = audit(model, masks, self.ablation, seed=self.seed)
         self.pruning_seconds += time.perf_counter() - clock
         path = self.folder.masks(self.method, self.seed, self._stage_in_names())
         masks.save(path)
         self.masks = MaskSet.load(path)  # as a resumed run has them, on the CPU
+        return model
 
     def _make_run(self, model: nn.Module) -> None:
         if self.masks.nnz < self.masks.numel:
@@ -251,7 +261,10 @@ class _MethodRun:
 
     def _stage_in_names(self) -> int | None:
         """What the names of the stage's files hold; nothing for the last one, whose masks stay."""
-        return None if self.stage + 1 == len(self.stages) else self.stage
+        return None if self._is_last() else self.stage
+
+    def _is_last(self) -> bool:
+        return self.stage + 1 == len(self.stages)
 
     def _save(self) -> None:
         facts = {
@@ -269,7 +282,10 @@ class _MethodRun:
     def _judge(self) -> dict[str, Any]:
         """The figures of a finished run."""
         test_loss, test_accuracy = evaluate(self.run.model, self.dataset.test)
-        before = full_spectrum(self.masks, self._build())
+        initial = self._build()
+        if self.ablation == REINITIALISED:
+            initial = audit(initial, self.masks, self.ablation, seed=self.seed).model
+        before = full_spectrum(self.masks, initial)
         after = full_spectrum(self.masks, self.run.model)
         return {
             "kept": self.masks.nnz,
