@@ -87,9 +87,9 @@ def pags(
         selection: ``"per_layer"``, or ``"global"``: whole candidates are taken, by the same rule on
             the means over the layers.
         drift: Cut each candidate at the density asked for and take its layers as they are, as the
-            authors' code does. Layers of different masks then need not add up to that density: the
-            composites are denser by several per cent as a rule (``masks.density`` says by how
-            much), and part of what they gain is due to that.
+            authors' code does. Layers of different masks need not add up to that density: the
+            composites are often denser, by several per cent (``masks.density`` says it), and part
+            of what they gain is due to that.
         flavor: See :func:`fullspectrum_ext.full_spectrum`.
         base_options: Options of the base method, for instance ``{"input_shape": (1, 28, 28)}``.
             SynFlow's candidates take 10 rounds instead of 100 unless this says otherwise.
