@@ -11,11 +11,12 @@ from torch import nn
 
 from fullspectrum_ext.experiments.checkpoint import load_checkpoint, save_checkpoint
 from fullspectrum_ext.experiments.config import TrainConfig
-from fullspectrum_ext.experiments.data import Batches, load_data
+from fullspectrum_ext.experiments.data import FirstPass, load_data
 from fullspectrum_ext.experiments.environment import environment
 from fullspectrum_ext.experiments.folder import RunFolder
 from fullspectrum_ext.experiments.methods import DENSE, make_masks
 from fullspectrum_ext.experiments.models import build_model
+from fullspectrum_ext.experiments.models.imported import check_fit
 from fullspectrum_ext.experiments.progress import TrainingProgress
 from fullspectrum_ext.experiments.records import (
     append_record,
@@ -70,7 +71,9 @@ class _Job:
         self.folder = folder
         self.progress = progress
         self.threads = torch.get_num_threads()
-        self.dataset = load_data(config.data).to(torch.device(config.device))
+        dataset = load_data(config.data, config.data_path, augment=config.augment)
+        self.dataset = dataset.to(torch.device(config.device))
+        check_fit(self._build(config.seeds[0]), *self.dataset.train.first(2), dataset.classes)
         # A seed's methods come together, so that an unfinished job already compares them.
         self.order = [(method, seed) for seed in config.seeds for method in config.methods]
 
@@ -146,6 +149,8 @@ class _Job:
 
     def _build(self, seed: int) -> nn.Module:
         model = build_model(self.config.model, self.dataset.shape, self.dataset.classes, seed)
+        if self.dataset.teacher is not None:
+            self.dataset.teacher.plant(model)
         return model.to(self.config.device)
 
     def _prune(self, model: nn.Module, method: str, seed: int) -> tuple[MaskSet, float]:
@@ -156,7 +161,7 @@ class _Job:
             model,
             sparsity=self.config.sparsity,
             candidates=self.config.candidates,
-            data=list(Batches(self.dataset.train, self.config.batch_size, seed)),
+            data=FirstPass(self.dataset.train, self.config.batch_size, seed),
             seed=seed,
             progress=lambda done, of: self.progress.note(
                 f"{method}, seed {seed}: mask {done} of {of}"
@@ -183,7 +188,8 @@ class _Job:
             return self.config.backend
         path = self.folder.backends(method, seed)
         if not path.is_file():
-            choices = choose_backends(model, masks, self.dataset.train.x[: self.config.batch_size])
+            example, _ = self.dataset.train.first(self.config.batch_size)
+            choices = choose_backends(model, masks, example)
             write_json(path, {name: choice.backend for name, choice in choices.items()})
         return read_json(path)
 
@@ -192,6 +198,8 @@ class _Job:
         test_loss, test_accuracy = evaluate(run.model, self.dataset.test)
         before = full_spectrum(masks, self._build(seed))
         after = full_spectrum(masks, run.model)
+        teacher = self.dataset.teacher
+        found = {} if teacher is None else {"support_recovered": teacher.recovered(masks)}
         return {
             "kept": masks.nnz,
             "total": masks.numel,
@@ -203,6 +211,7 @@ class _Job:
             "norm_before": before.norm(),
             "norm_after": after.norm(),
             "anchor_distance": after.distance(before),
+            **found,
         }
 
 
