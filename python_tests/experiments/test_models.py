@@ -80,7 +80,8 @@ def test_recurrent_networks_begin_as_torch_s_with_open_forget_gates():
 # linear, mlp-4096, lstm: by hand. LeNet-300-100 on MNIST: 266.2 k weights in LeCun et al. 1998 and
 # Han et al. 2015, with biases 266 610. ResNet-20, -32, -56: He et al. 2016, table 6 (0.27, 0.46,
 # 0.85 M); of width 64 nearly 16 times ResNet-20. ResNet-18, -34 with a stem for CIFAR, VGG-16, -19
-# with one linear layer: quoted as 11.17, 21.28, 14.7 and 20.0 M by the pruning literature; 21 and 37 masked layers in Hoang et al. 2023. WRN-22-2: 1.1 M; see the next test.
+# with one linear layer: quoted as 11.17, 21.28, 14.7 and 20.0 M by the pruning literature; 21 and
+# 37 masked layers in Hoang et al. 2023. WRN-22-2: 1.1 M; see the next test.
 @pytest.mark.parametrize(
     ("name", "shape", "parameters", "layers"),
     [
