@@ -41,7 +41,7 @@ def test_shapes_are_known_before_loading(name):
     assert dataset.shape == DATASETS[name].shape
     for part in (dataset.train, dataset.validation, dataset.test):
         assert part.y.dtype == torch.int64
-        assert 0 <= part.y.min()
+        assert part.y.min() >= 0
         assert part.y.max() < dataset.classes
 
 

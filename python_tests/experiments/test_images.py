@@ -251,12 +251,11 @@ def test_damaged_tiny_imagenet_is_refused(damage, tmp_path):
 
 
 @needs_torchvision
+@pytest.mark.parametrize("cifar", ["cifar10"], indirect=True)
 def test_a_job_on_cifar_repeats_bit_for_bit_and_resumes(cifar, monkeypatch):
     from fullspectrum_ext.experiments import suite
 
     name, _, folder, _, _ = cifar
-    if name == "cifar100":
-        pytest.skip("as cifar10, but longer")
     config = TrainConfig(
         data=name,
         data_path=str(folder),

@@ -123,7 +123,7 @@ def _decoded(samples: list[tuple[str, int]], loader: Any, normalise: Normalise) 
     x = torch.empty(len(samples), 3, 64, 64, dtype=torch.uint8)
     for index, (file, _) in enumerate(samples):
         try:
-            image = np.asarray(loader(file))  # in colour, also where the file is grey
+            image = np.array(loader(file))  # in colour, also where the file is grey
         except (OSError, SyntaxError) as error:
             raise ValueError(f"data: {file} is missing or cut short: {error}") from error
         if image.shape != (64, 64, 3):
