@@ -42,7 +42,7 @@ def test_the_emulator_runs_every_kernel():
         y.sum().backward()
         # taps so far apart that no tile holds both
         far_apart = (torch.randn(1, 15, 1, 30001), values, crow_indices, col_indices, (1, 2))
-        ops.sparse_conv2d(*far_apart, dilation=(1, 30000))
+        ops.sparse_conv2d(*far_apart, dilation=(1, 30000)).sum().backward()
         subgraphs = ops.regular_subgraphs(crow_indices, col_indices, (40, 30))
         ops.singular_values(*layer)
         ops.singular_values(crow_indices, col_indices, None, (40, 30))
@@ -50,6 +50,7 @@ def test_the_emulator_runs_every_kernel():
         grow = ops.dense_grad_topk(torch.ones(5, 40), x, crow_indices, col_indices, 7).positions
         ops.csr_transpose(crow_indices, col_indices, 30)
         ops.topk_topologies([x], [3])
+        ops.project_scores_([torch.randn(9)], 2.0)
         ops.topology_update(crow_indices, col_indices, torch.tensor([0]), grow, 30)
 
     assert emulation.launched_kernels() == kernels_in_sources()

@@ -1,6 +1,7 @@
 """What a pruning method is, what it is given, and the list of those there are."""
 
 import copy
+import dataclasses
 import difflib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
@@ -64,17 +65,59 @@ class ScoringContext:
         Raises:
             ValueError: If there is no data.
         """
-        if self.batches is None:
-            raise ValueError("data: this method scores on data; pass batches (inputs, targets)")
-        for inputs, targets in self.batches:
+        for inputs, targets in self._needed_batches():
             yield inputs.to(self.device), targets.to(self.device)
+
+    def drawing(self, count: int) -> "ScoringContext":
+        """Return the same context with a few freshly shuffled batches in place of all the data.
+
+        Args:
+            count: How many batches to draw from ``generator``; see :meth:`Batches.draw`.
+
+        Returns:
+            A context to score on.
+
+        Raises:
+            ValueError: If there is no data.
+        """
+        return dataclasses.replace(
+            self, batches=Batches(self._needed_batches().draw(count, self.generator))
+        )
+
+    def trainable_copy(self) -> nn.Module:
+        """Return a copy in training mode, of which only the weights to prune ask for gradients.
+
+        Batch normalisation then uses the statistics of the batch: those of a fresh network (mean 0,
+        variance 1) say nothing about its activations, and scores taken with them have been seen to
+        prune whole layers. The running statistics that change are the copy's.
+        """
+        model = self.copy_model().train()
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in self.weights)
+        return model
+
+    def loss_of(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of a batch.
+
+        Args:
+            outputs: What the model says.
+            targets: What it should say.
+
+        Returns:
+            A tensor with one element.
+
+        Raises:
+            ValueError: If the loss is anything else.
+        """
+        loss = self.loss(outputs, targets)
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            raise ValueError(f"loss: expected a scalar tensor, got {_described(loss)}")
+        return loss
 
     def gradient(self) -> dict[str, Tensor]:
         """Return the gradient of the loss for every weight, summed over the batches.
 
-        It is taken on a copy in training mode. Batch normalisation then uses the statistics of the
-        batch: those of a fresh network (mean 0, variance 1) say nothing about its activations, and
-        scores taken with them have been seen to prune whole layers.
+        It is taken on a :meth:`trainable_copy`.
 
         Returns:
             Name to gradient; zeros for a weight that the loss does not depend on.
@@ -82,15 +125,10 @@ class ScoringContext:
         Raises:
             ValueError: If there is no data, or the loss is not a scalar.
         """
-        model = self.copy_model().train()
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name in self.weights)
+        model = self.trainable_copy()
         with torch.enable_grad():
             for inputs, targets in self.on_device():
-                loss = self.loss(model(inputs), targets)
-                if not isinstance(loss, Tensor) or loss.numel() != 1:
-                    raise ValueError(f"loss: expected a scalar tensor, got {_described(loss)}")
-                loss.backward()
+                self.loss_of(model(inputs), targets).backward()
         gradients = {name: model.get_parameter(name).grad for name in self.weights}
         return {
             name: torch.zeros_like(self.weights[name]) if gradient is None else gradient
@@ -100,6 +138,11 @@ class ScoringContext:
     def select(self, scores: Scores, density: float | None = None) -> dict[str, Tensor]:
         """Cut scores to masks at ``density``, by default the one asked for, within the scope."""
         return select(scores, self.density if density is None else density, self.scope)
+
+    def _needed_batches(self) -> Batches:
+        if self.batches is None:
+            raise ValueError("data: this method scores on data; pass batches (inputs, targets)")
+        return self.batches
 
 
 Method = Callable[..., Scores | MaskSet]

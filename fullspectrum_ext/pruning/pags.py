@@ -2,8 +2,9 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import rich.progress
 import torch
@@ -18,7 +19,6 @@ from fullspectrum_ext.pruning.base import (
     find_method,
     register_pruner,
 )
-from fullspectrum_ext.pruning.batches import Batches
 from fullspectrum_ext.pruning.selection import SCOPES, Scores, check_scores
 from fullspectrum_ext.spectral import LayerSpectrum
 from fullspectrum_ext.spectral.full_spectrum import graph_spectrum
@@ -32,8 +32,10 @@ from fullspectrum_ext.spectral.graph import (
 
 Rule = Literal["loose", "strict", "alt", "l2_only"]
 Progress = bool | Callable[[int, int], None]
+Item = TypeVar("Item")
 # Singular values are exact to this, relatively: a smaller difference is no difference.
 _TOLERANCE = 1e-6
+_MOST_TOGETHER, _MOST_EDGES = 16, 2**22  # candidates measured at a time
 
 
 @register_pruner("pags", scopes=("base", *SCOPES))
@@ -45,6 +47,7 @@ def pags(
     batches_per_candidate: int = 4,
     rule: Rule = "loose",
     selection: Literal["per_layer", "global"] = "per_layer",
+    drift: bool = False,
     flavor: Flavor = "neurips",
     base_options: Mapping[str, Any] | None = None,
     progress: Progress = False,
@@ -62,7 +65,10 @@ def pags(
     least that of the base masks.
 
     The masks' ``meta["pags"]`` records the run: ``"norm"``, the norm of the base masks and of what
-    was best after each candidate, and ``"accepted"``, how many candidates each layer took.
+    was best after each candidate, ``"accepted"``, how many candidates each layer took, and
+    ``"trace"``, a line for every layer of the base masks (``"candidate"`` 0) and for every one that
+    was accepted later (1, 2, ...), with how many weights it keeps, its norm and its coordinates as
+    the rules see them, where undefined is 0.
 
     Args:
         context: What to prune, with data where the base method needs it.
@@ -77,15 +83,21 @@ def pags(
             does not. ``"l2_only"``: :math:`s` does not fall.
         selection: ``"per_layer"``, or ``"global"``: whole candidates are taken, by the same rule on
             the means over the layers.
+        drift: Cut each candidate at the density asked for and take its layers as they are, as the
+            authors' code does. Layers of different masks then need not add up to that density: the
+            composites are denser by several per cent as a rule (``masks.density`` says by how
+            much), and part of what they gain is due to that.
         flavor: See :func:`fullspectrum_ext.full_spectrum`.
         base_options: Options of the base method, for instance ``{"input_shape": (1, 28, 28)}``.
             SynFlow's candidates take 10 rounds instead of 100 unless this says otherwise.
         progress: True shows a progress bar; a function is called with (done, all) instead.
 
     Returns:
-        The composite masks, each layer with as many weights as the base method gave it.
+        The composite masks, each layer with as many weights as the base method gave it, unless they
+        drift.
 
     Raises:
+        TypeError: If ``drift`` is no bool.
         ValueError: If an option is out of range.
 
     References:
@@ -102,17 +114,32 @@ def pags(
     ):
         if isinstance(number, bool) or not isinstance(number, int) or number < least:
             raise ValueError(f"{name}: expected an integer >= {least}, got {number!r}")
+    if not isinstance(drift, bool):
+        raise TypeError(f"drift: expected True or False, got {drift!r}")
     sampler = _Sampler(context, base, dict(base_options or {}), batches_per_candidate)
     search = _Search(sampler.base_graphs(), context.weights, rule, flavor)
-    for _ in _steps(candidates, progress):
-        counts = {name: graph.edges for name, graph in search.graphs.items()}
-        search.consider(sampler.candidate(counts), per_layer=selection == "per_layer")
+    counts = None if drift else {name: graph.edges for name, graph in search.graphs.items()}
+    drawn = (sampler.candidate(counts) for _ in range(candidates))
+    for candidate, measures in _counted(search.measured(drawn), candidates, progress):
+        search.consider(candidate, measures, per_layer=selection == "per_layer")
     masks = {
         name: _mask(graph).reshape(context.weights[name].shape)
         for name, graph in search.graphs.items()
     }
-    record = {"base": base, "accepted": search.accepted, "norm": search.norms}
-    return MaskSet(masks, meta={"pags": record})
+    return MaskSet(masks, meta={"pags": {"base": base, **search.record()}})
+
+
+class _Measures(NamedTuple):
+    """What the rules compare, of a layer or averaged over layers; undefined is 0."""
+
+    norm: float
+    ramanujan_gap: float
+    imdb: float
+    imsg: float
+
+
+Graphs = dict[str, LayerGraph]
+Measured = dict[str, _Measures]
 
 
 class _Sampler:
@@ -134,29 +161,30 @@ class _Sampler:
         self.options = options
         self.batches_per_candidate = batches_per_candidate
 
-    def base_graphs(self) -> dict[str, LayerGraph]:
-        found = self._found(self.context, self.options)
-        masks = found if isinstance(found, MaskSet) else self.context.select(found)
-        return {name: layer_graph(name, mask) for name, mask in masks.items()}
+    def base_graphs(self) -> Graphs:
+        return self._cut(self._found(self.context, self.options))
 
-    def candidate(self, counts: Mapping[str, int]) -> dict[str, LayerGraph]:
+    def candidate(self, counts: Mapping[str, int] | None) -> Graphs:
+        """Draw one, with these layer counts or, without any, cut as the base masks were."""
         changed = self.context
-        if self.method.varies_by == "batches" and changed.batches is not None:
-            drawn = changed.batches.draw(self.batches_per_candidate, changed.generator)
-            changed = dataclasses.replace(changed, batches=Batches(drawn))
+        if self.method.varies_by == "batches":
+            changed = changed.drawing(self.batches_per_candidate)
         elif self.method.varies_by == "nothing":
             changed = dataclasses.replace(changed, weights=_with_noise(changed))
-        options = {**self.method.candidate_options, **self.options}
-        found = self._found(changed, options)
-        if not isinstance(found, MaskSet):
+        found = self._found(changed, {**self.method.candidate_options, **self.options})
+        if counts is not None and not isinstance(found, MaskSet):
             return _top_graphs(found, counts)
-        graphs = {name: layer_graph(name, mask) for name, mask in found.items()}
-        if {name: graph.edges for name, graph in graphs.items()} != counts:
+        graphs = self._cut(found)
+        if counts not in (None, {name: graph.edges for name, graph in graphs.items()}):
             raise ValueError(
                 f"base: expected a method that gives scores, or masks of always the same layer "
-                f"counts; the counts of {self.method.name!r} changed"
+                f"counts; the counts of {self.method.name!r} changed; drift=True allows it"
             )
         return graphs
+
+    def _cut(self, found: Scores | MaskSet) -> Graphs:
+        masks = found if isinstance(found, MaskSet) else self.context.select(found)
+        return {name: layer_graph(name, mask) for name, mask in masks.items()}
 
     def _found(self, context: ScoringContext, options: dict[str, Any]) -> Scores | MaskSet:
         """Return what the base method does: scores for every weight, or whole masks."""
@@ -166,60 +194,81 @@ class _Sampler:
         return check_scores(self.method.name, found, context.weights)
 
 
-class _Measures(NamedTuple):
-    """What the rules compare, of a layer or averaged over layers; undefined is 0."""
-
-    norm: float
-    ramanujan_gap: float
-    imdb: float
-    imsg: float
-
-
 class _Search:
     """The best graphs so far and what is known about them."""
 
-    def __init__(
-        self,
-        graphs: dict[str, LayerGraph],
-        weights: Mapping[str, Tensor],
-        rule: Rule,
-        flavor: Flavor,
-    ):
-        self.graphs = graphs
+    def __init__(self, graphs: Graphs, weights: Mapping[str, Tensor], rule: Rule, flavor: Flavor):
         self.weights = weights
         self.accepts = _RULES[rule]
         self.flavor = flavor
-        self.measures = self._measured(self.graphs)
-        self.accepted = dict.fromkeys(graphs, 0)
+        self.graphs: Graphs = {}
+        (self.measures,) = self._measured_together([graphs])
+        self.graphs = graphs
         self.norms = [_mean(self.measures).norm]
+        self.trace = [self._line(0, name) for name in graphs]
 
-    def consider(self, candidate: Mapping[str, LayerGraph], *, per_layer: bool) -> None:
+    def measured(self, candidates: Iterable[Graphs]) -> Iterator[tuple[Graphs, Measured]]:
+        """Measure candidates, several together: a GPU takes one row of launches for all of them."""
+        group: list[Graphs] = []
+        edges = 0
+        for candidate in candidates:
+            group.append(candidate)
+            edges += sum(graph.edges for graph in candidate.values())
+            if len(group) >= _MOST_TOGETHER or edges >= _MOST_EDGES:
+                yield from zip(group, self._measured_together(group), strict=True)
+                group, edges = [], 0
+        yield from zip(group, self._measured_together(group), strict=True)
+
+    def consider(self, candidate: Graphs, measures: Measured, *, per_layer: bool) -> None:
         """Take over a candidate's layers, or all of it, where the rule accepts."""
-        changed = {
-            name: graph
-            for name, graph in candidate.items()
-            if not graph.has_edges_of(self.graphs[name])
-        }
-        measured = self._measured(changed) if changed else {}
+        changed = [
+            name for name in candidate if not candidate[name].has_edges_of(self.graphs[name])
+        ]
         if per_layer:
-            taken = [n for n in changed if self._is_better(measured[n], self.measures[n])]
+            taken = [n for n in changed if self._is_better(measures[n], self.measures[n])]
         else:
-            whole = {**self.measures, **measured}
-            taken = list(changed) if self._is_better(_mean(whole), _mean(self.measures)) else []
+            taken = changed if self._is_better(_mean(measures), _mean(self.measures)) else []
         for name in taken:
-            self.graphs[name] = changed[name]
-            self.measures[name] = measured[name]
-            self.accepted[name] += 1
+            self.graphs[name] = candidate[name]
+            self.measures[name] = measures[name]
+            self.trace.append(self._line(len(self.norms), name))
         self.norms.append(_mean(self.measures).norm)
+
+    def record(self) -> dict[str, Any]:
+        """Return what came of it, as JSON-like values."""
+        lines = Counter(line["layer"] for line in self.trace)
+        accepted = {name: lines[name] - 1 for name in self.graphs}
+        return {"accepted": accepted, "norm": self.norms, "trace": self.trace}
+
+    def _line(self, candidate: int, name: str) -> dict[str, Any]:
+        kept, measures = self.graphs[name].edges, self.measures[name]._asdict()
+        return {"candidate": candidate, "layer": name, "kept": kept, **measures}
 
     def _is_better(self, new: _Measures, best: _Measures) -> bool:
         # The rules forgive the error of the singular values; the norm must not creep down by it.
         return new.norm >= best.norm and self.accepts(new, best)
 
-    def _measured(self, graphs: Mapping[str, LayerGraph]) -> dict[str, _Measures]:
-        values = {name: kept_values(self.weights[name], graph) for name, graph in graphs.items()}
+    def _measured_together(self, candidates: Sequence[Graphs]) -> list[Measured]:
+        """Measure the layers of several candidates, but for those that are the incumbents."""
+        found: list[Measured] = [
+            {
+                name: self.measures[name]
+                for name, graph in candidate.items()
+                if name in self.graphs and graph.has_edges_of(self.graphs[name])
+            }
+            for candidate in candidates
+        ]
+        new = [
+            (i, n) for i, candidate in enumerate(candidates) for n in candidate if n not in found[i]
+        ]
+        if not new:
+            return found
+        graphs = {f"{i} {name}": candidates[i][name] for i, name in new}
+        values = {f"{i} {n}": kept_values(self.weights[n], candidates[i][n]) for i, n in new}
         spectrum = graph_spectrum(graphs, values, flavor=self.flavor, tol=_TOLERANCE)
-        return {name: _measures(layer) for name, layer in spectrum.layers.items()}
+        for (i, name), layer in zip(new, spectrum.layers.values(), strict=True):
+            found[i][name] = _measures(layer)
+        return found
 
 
 def _top_graphs(scores: Scores, counts: Mapping[str, int]) -> dict[str, LayerGraph]:
@@ -285,12 +334,12 @@ def _with_noise(context: ScoringContext) -> dict[str, Tensor]:
     return noisy
 
 
-def _steps(candidates: int, progress: Progress) -> Any:
-    """Count the candidates, and show or tell how many are done."""
+def _counted(items: Iterator[Item], total: int, progress: Progress) -> Iterator[Item]:
+    """Pass items on, and show or tell how many are done."""
     if progress is True:
-        yield from rich.progress.track(range(candidates), description="PAGS candidates")
+        yield from rich.progress.track(items, total=total, description="PAGS candidates")
         return
-    for i in range(candidates):
-        yield i
+    for done, item in enumerate(items, start=1):
+        yield item
         if progress:
-            progress(i + 1, candidates)
+            progress(done, total)

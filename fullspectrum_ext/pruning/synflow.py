@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fullspectrum_ext.pruning.base import ScoringContext, register_pruner
+from fullspectrum_ext.pruning.rounds import check_rounds, removed_for_good
 
 
 @register_pruner("synflow", varies_by="nothing", candidate_options={"rounds": 10})
@@ -36,26 +37,11 @@ def synflow(
         Tanaka, Kunin, Yamins, Ganguli: Pruning neural networks without any data by iteratively
         conserving synaptic flow, NeurIPS 2020, https://arxiv.org/abs/2006.05467, algorithm 1.
     """
-    if not isinstance(rounds, int) or rounds < 1:
-        raise ValueError(f"rounds: expected an integer >= 1, got {rounds!r}")
+    check_rounds(rounds)
     model = _linearised(context.copy_model())
     ones = _ones(context, input_shape)
     full = {name: model.get_parameter(name).detach().clone() for name in context.weights}
-    alive = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in full.items()}
-    removed_in = {name: torch.full_like(weight, rounds) for name, weight in full.items()}
-    last_score = {name: torch.zeros_like(weight) for name, weight in full.items()}
-    for k in range(1, rounds + 1):
-        flow = _flow(model, ones, full, alive)
-        for name in full:
-            last_score[name] = torch.where(alive[name], flow[name], last_score[name])
-        if k == rounds:
-            break
-        scores = {name: flow[name].masked_fill(~alive[name], -torch.inf) for name in full}
-        kept = context.select(scores, context.density ** (k / rounds))
-        for name in full:
-            removed_in[name].masked_fill_(alive[name] & ~kept[name], k)
-            alive[name] &= kept[name]
-    return _by_removal(removed_in, last_score)
+    return removed_for_good(context, rounds, lambda alive: _flow(model, ones, full, alive))
 
 
 def _linearised(model: nn.Module) -> nn.Module:
@@ -91,32 +77,4 @@ def _flow(
     return {
         name: torch.zeros_like(parameter) if gradient is None else parameter.detach() * gradient
         for name, parameter, gradient in zip(full, parameters, gradients, strict=True)
-    }
-
-
-def _by_removal(removed_in: dict[str, Tensor], last_score: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Turn round of removal and score then into one number that sorts by both.
-
-    The weights that are already gone need an order too: a caller may keep more of one layer, and
-    less of another, than the rounds did.
-
-    Args:
-        removed_in: Name to the round in which each weight went; the last one for those that stay.
-        last_score: Name to its score in that round.
-
-    Returns:
-        Name to scores, 0 for the weight to keep first, -1 for the next one, and so on.
-    """
-    rounds = torch.cat([part.reshape(-1) for part in removed_in.values()])
-    scores = torch.cat([part.reshape(-1) for part in last_score.values()])
-    if not bool(scores.isfinite().all()):
-        return last_score  # refused by name where scores are checked
-    order = scores.argsort(descending=True, stable=True)
-    order = order[rounds[order].argsort(descending=True, stable=True)]
-    place = torch.empty_like(scores)
-    place[order] = torch.arange(len(order), dtype=place.dtype, device=place.device)
-    parts = place.neg().split([part.numel() for part in removed_in.values()])
-    return {
-        name: part.reshape(like.shape)
-        for part, (name, like) in zip(parts, removed_in.items(), strict=True)
     }

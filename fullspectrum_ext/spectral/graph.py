@@ -89,10 +89,8 @@ def layer_graph(name: str, mask: Tensor) -> LayerGraph:
         return csr_graph(mask.crow_indices(), mask.col_indices(), shape)
     matrix = mask.detach().reshape(shape)
     if mask.device.type == "cpu":
-        indptr, indices, live_taps = _core.mask_to_csr(matrix.contiguous().numpy())
-        crow_indices, col_indices = torch.from_numpy(indptr), torch.from_numpy(indices)
-        live_outputs = int(crow_indices.diff().count_nonzero())
-        return LayerGraph(crow_indices, col_indices, shape, live_outputs, live_taps)
+        indptr, indices, *live = _core.mask_to_csr(matrix.contiguous().numpy())
+        return LayerGraph(torch.from_numpy(indptr), torch.from_numpy(indices), shape, *live)
     row_lengths = torch.empty(shape[0], dtype=torch.int64, device=mask.device)
     for rows in row_blocks(shape):
         row_lengths[rows] = matrix[rows].sum(dim=1)

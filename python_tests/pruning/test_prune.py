@@ -12,12 +12,28 @@ from torch.nn.utils import prune as torch_prune
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import fullspectrum_ext as fs
+from fullspectrum_ext.experiments.models import build_model
 from fullspectrum_ext.masks import MaskSet
 from fullspectrum_ext.pruning import methods, prune, register_pruner
 from fullspectrum_ext.pruning.base import _METHODS
 from fullspectrum_ext.pruning.batches import Batches
 
-METHODS = ["erk", "magnitude", "pags", "ramanujan", "random", "snip", "synflow", "uniform"]
+METHODS = [
+    "er",
+    "erk",
+    "force",
+    "grasp",
+    "itersnip",
+    "magnitude",
+    "pags",
+    "phew",
+    "ramanujan",
+    "random",
+    "snip",
+    "synflow",
+    "taylor1",
+    "uniform",
+]
 QUICK = {"synflow": {"rounds": 5}, "pags": {"candidates": 2}}
 
 
@@ -47,6 +63,16 @@ def test_counts_are_exact(method, image):
             name: weight.shape for name, weight in weights.items()
         }
         assert list(masks) == list(weights)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_residual_network_with_inplace_operations(method):
+    model = build_model("resnet20", (1, 8, 8), 10, seed=0)
+    options = {"chain": True} if method == "phew" else {}
+    masks = run(method, model, image=True, sparsity=0.9, **options)
+    assert len(masks) == 20
+    assert masks.nnz == round(0.1 * masks.numel)
+    assert run(method, model, image=True, sparsity=0.9, **options) == masks
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -101,7 +127,7 @@ def test_the_same_seed_gives_the_same_masks(method):
     assert run(method, model, sparsity=0.5) == run(method, model, sparsity=0.5)
 
 
-@pytest.mark.parametrize("method", ["random", "uniform", "erk"])
+@pytest.mark.parametrize("method", ["random", "uniform", "er", "erk", "itersnip", "force", "phew"])
 def test_another_seed_gives_other_masks(method):
     model = networks.mlp()
     assert run(method, model, sparsity=0.9) != run(method, model, sparsity=0.9, seed=2)
@@ -162,7 +188,7 @@ def test_include_and_exclude():
         ({"sparsity": "0.9"}, TypeError, "sparsity: expected a number, got str"),
         ({"sparsity": True}, TypeError, "sparsity: expected a number, got bool"),
         ({"sparsity": 0.5, "method": "snap"}, ValueError, "no 'snap'; did you mean 'snip'"),
-        ({"sparsity": 0.5, "method": "xxxxxxx"}, ValueError, "no 'xxxxxxx'; Known: erk,"),
+        ({"sparsity": 0.5, "method": "xxxxxxx"}, ValueError, "no 'xxxxxxx'; Known: er, erk,"),
         (
             {"sparsity": 0.5, "round": 3},
             TypeError,
@@ -195,6 +221,33 @@ def test_include_and_exclude():
             ValueError,
             "rounds: expected an integer >= 1, got 0",
         ),
+        (
+            {"sparsity": 0.5, "method": "force", "rounds": 0, "data": networks.digits()},
+            ValueError,
+            "rounds: expected an integer >= 1, got 0",
+        ),
+        (
+            {"sparsity": 0.5, "method": "itersnip", "batches_per_round": 0},
+            ValueError,
+            "batches_per_round: expected at least 1, got 0",
+        ),
+        ({"sparsity": 0.5, "method": "force"}, ValueError, "data: this method scores on data"),
+        ({"sparsity": 0.5, "method": "grasp"}, ValueError, "data: this method scores on data"),
+        (
+            {"sparsity": 0.5, "method": "grasp", "temperature": "hot"},
+            TypeError,
+            "temperature: expected a number, got str",
+        ),
+        (
+            {"sparsity": 0.5, "method": "grasp", "temperature": 0},
+            ValueError,
+            "temperature: expected a number above 0, got 0",
+        ),
+        (
+            {"sparsity": 0.5, "method": "phew", "scope": "layer"},
+            ValueError,
+            "scope: expected one of 'global' for method 'phew'",
+        ),
         ({"sparsity": 0.5, "data": 3}, TypeError, "data: expected an iterable of batches"),
     ],
 )
@@ -217,15 +270,17 @@ def test_bad_data(data, error, match):
         prune(networks.mlp(), "snip", sparsity=0.5, data=data)
 
 
-def test_bad_loss():
+@pytest.mark.parametrize("method", ["snip", "itersnip", "grasp"])
+def test_bad_loss(method):
     with pytest.raises(ValueError, match=r"loss: expected a scalar tensor, got shape \(32, 10\)"):
-        run("snip", networks.mlp(), sparsity=0.5, loss=lambda outputs, targets: outputs)
+        run(method, networks.mlp(), sparsity=0.5, loss=lambda outputs, targets: outputs)
 
 
-def test_nan_data_is_refused_by_layer():
+@pytest.mark.parametrize("method", ["snip", "itersnip", "force", "grasp"])
+def test_nan_data_is_refused_by_layer(method):
     inputs, targets = networks.digits()[0]
-    with pytest.raises(ValueError, match=r"'snip': the scores of 0.weight hold NaN"):
-        run("snip", networks.mlp(), sparsity=0.5, data=(inputs * torch.nan, targets))
+    with pytest.raises(ValueError, match=rf"'{method}': the scores of 0.weight hold NaN"):
+        run(method, networks.mlp(), sparsity=0.5, data=(inputs * torch.nan, targets))
 
 
 class Twice(nn.Module):
@@ -242,7 +297,8 @@ class Twice(nn.Module):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_shared_weight_is_one_weight(method):
     data = [(torch.randn(16, 8), torch.randint(8, (16,)))]
-    masks = run(method, Twice(), data=data, sparsity=0.5)
+    options = {"chain": True} if method == "phew" else {}
+    masks = run(method, Twice(), data=data, sparsity=0.5, **options)
     assert list(masks) == ["one.weight"]
     assert masks.nnz == 32
 
