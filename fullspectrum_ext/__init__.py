@@ -5,18 +5,28 @@ from importlib.metadata import version as _version
 from fullspectrum_ext import _library, nn, ops, spectral  # noqa: F401 (_library, to fail first)
 from fullspectrum_ext.masks import MaskSet
 from fullspectrum_ext.nn import densify, load_sparse_state_dict, sparsify
-from fullspectrum_ext.pruning import methods, prune, register_pruner
+from fullspectrum_ext.pruning import (
+    GradualPruning,
+    audit,
+    lottery_tickets,
+    methods,
+    prune,
+    register_pruner,
+)
 from fullspectrum_ext.spectral import FullSpectrum, LayerSpectrum, dense_spectrum, full_spectrum
 
 __version__ = _version("fullspectrum-ext")
 __all__ = [
+    "GradualPruning",
     "FullSpectrum",
     "LayerSpectrum",
     "MaskSet",
+    "audit",
     "dense_spectrum",
     "densify",
     "full_spectrum",
     "load_sparse_state_dict",
+    "lottery_tickets",
     "methods",
     "nn",
     "ops",

@@ -33,10 +33,19 @@ def check_method(method: str) -> None:
     Args:
         method: A name of :func:`fullspectrum_ext.methods` or of
             :data:`fullspectrum_ext.experiments.procedures.PROCEDURES`, ``pags:BASE``, or ``dense``.
+            A method that trains what it found from the start (all but ``dense``, ``omp``, ``gmp``
+            and ``imp:lr``) may have one of :data:`fullspectrum_ext.pruning.ABLATIONS` after it:
+            ``snip:shuffled``.
 
     Raises:
         ValueError: If it is none of these.
     """
+    method, ablation = split_ablation(method)
+    if ablation and not _can_be_ablated(method):
+        raise ValueError(
+            f"method: expected a method that prunes before training, or imp, to be {ablation}, got "
+            f"{method!r}, which trains on with the weights that it pruned"
+        )
     if method == DENSE or method in PROCEDURES:
         return
     name, _, base = method.partition(":")
@@ -47,6 +56,16 @@ def check_method(method: str) -> None:
             find_method(part or name)
     if base == "pags":
         raise ValueError(f"method: pags cannot be its own base, got {method!r}")
+
+
+def split_ablation(method: str) -> tuple[str, str]:
+    """Split ``pags:snip:shuffled`` into ``pags:snip`` and ``shuffled``; ``""`` for no ablation."""
+    name, _, last = method.rpartition(":")
+    return (name, last) if name and last in pruning.ABLATIONS else (method, "")
+
+
+def _can_be_ablated(method: str) -> bool:
+    return method == "imp" or (method != DENSE and method not in PROCEDURES)
 
 
 def make_masks(
@@ -93,7 +112,7 @@ def make_procedure(method: str, config: TrainConfig, seed: int) -> Procedure:
     """Return how a method prunes.
 
     Args:
-        method: See :func:`check_method`.
+        method: See :func:`check_method`; an ablation is not the procedure's business.
         config: Settings of the job.
         seed: Of the run.
 

@@ -10,11 +10,12 @@ from torch import nn
 
 from fullspectrum_ext.experiments.checkpoint import load_checkpoint, save_checkpoint
 from fullspectrum_ext.experiments.config import TrainConfig
-from fullspectrum_ext.experiments.data import Batches, load_data
+from fullspectrum_ext.experiments.data import FirstPass, load_data
 from fullspectrum_ext.experiments.environment import environment
 from fullspectrum_ext.experiments.folder import RunFolder
-from fullspectrum_ext.experiments.methods import make_procedure
+from fullspectrum_ext.experiments.methods import make_procedure, split_ablation
 from fullspectrum_ext.experiments.models import build_model
+from fullspectrum_ext.experiments.models.imported import check_fit
 from fullspectrum_ext.experiments.procedures import StageStart, schedule_epochs
 from fullspectrum_ext.experiments.progress import TrainingProgress
 from fullspectrum_ext.experiments.records import (
@@ -28,6 +29,7 @@ from fullspectrum_ext.experiments.spectrum_logger import SpectrumLogger
 from fullspectrum_ext.experiments.training import Run, evaluate, reproducible
 from fullspectrum_ext.masks import MaskSet
 from fullspectrum_ext.nn import choose_backends, sparsify
+from fullspectrum_ext.pruning.audit import REINITIALISED, audit
 from fullspectrum_ext.spectral import full_spectrum
 
 
@@ -71,7 +73,8 @@ class _Job:
         self.folder = folder
         self.progress = progress
         self.threads = torch.get_num_threads()
-        self.dataset = load_data(config.data).to(torch.device(config.device))
+        dataset = load_data(config.data, config.data_path, augment=config.augment)
+        self.dataset = dataset.to(torch.device(config.device))
         # A seed's methods come together, so that an unfinished job already compares them.
         self.order = [(method, seed) for seed in config.seeds for method in config.methods]
 
@@ -106,7 +109,8 @@ class _MethodRun:
         self.progress, self.threads = job.progress, job.threads
         self.method, self.seed = method, seed
         self.title = f"{method}, seed {seed}"
-        self.procedure = make_procedure(method, job.config, seed)
+        name, self.ablation = split_ablation(method)
+        self.procedure = make_procedure(name, job.config, seed)
         self.stages = self.procedure.stages
         self.stage = 0
         self.kept: Snapshot | None = None
@@ -126,7 +130,7 @@ class _MethodRun:
         else:
             self._resume(state)
         self._train_stage()
-        while self.stage + 1 < len(self.stages):
+        while not self._is_last():
             self._begin_next()
             self._train_stage()
         result = self._judge()
@@ -138,8 +142,8 @@ class _MethodRun:
 
     def _begin_first(self) -> None:
         model = self._build()
-        self._prune(model, None)
-        self._make_run(model)
+        check_fit(model, *self.dataset.train.first(2), self.dataset.classes)
+        self._make_run(self._prune(model, None))
         self.run.hook = self.procedure.hook(0, self.run)
         self._save()
 
@@ -153,14 +157,11 @@ class _MethodRun:
         start = self.stages[self.stage].start
         model = self._build()
         model.load_state_dict(snapshot["model"])
-        self._prune(model, before)
-        if start == "rewind":
-            assert self.kept is not None  # noqa: S101 (a procedure rewinds to what it keeps)
-            snapshot = self.kept
-            model.load_state_dict(snapshot["model"])
-        self._make_run(model)
+        self._make_run(self._prune(model, before))
         self.run.go_on_after(ended)
-        if start != "fresh":
+        if start == "rewind" and self.kept is not None:
+            load_progress(self.run, self.kept, self.masks)
+        if start == "continue":
             load_progress(self.run, snapshot, self.masks)
         self.run.hook = self.procedure.hook(self.stage, self.run)
         self._save()
@@ -200,22 +201,37 @@ class _MethodRun:
     def _build(self) -> nn.Module:
         config, dataset = self.config, self.dataset
         model = build_model(config.model, dataset.shape, dataset.classes, self.seed)
+        if dataset.teacher is not None:
+            dataset.teacher.plant(model)
         return model.to(config.device)
 
-    def _prune(self, model: nn.Module, before: MaskSet | None) -> None:
-        """Make the masks of the stage, and save them before anything builds on them."""
+    def _prune(self, model: nn.Module, before: MaskSet | None) -> nn.Module:
+        """Make the masks of the stage, and save them before anything builds on them.
+
+        Args:
+            model: Dense, with the weights at the end of the stage before.
+            before: The masks then; None in the first stage.
+
+        Returns:
+            The dense model with the weights that the stage begins with.
+        """
         clock = time.perf_counter()
         start = StageStart(
             model,
             before,
-            data=list(Batches(self.dataset.train, self.config.batch_size, self.seed)),
+            data=FirstPass(self.dataset.train, self.config.batch_size, self.seed),
             note=lambda words: self.progress.note(f"{self.title}: {words}"),
         )
         masks = self.procedure.masks(self.stage, start)
+        if self.stages[self.stage].start == "rewind" and self.kept is not None:
+            model.load_state_dict(self.kept["model"])
+        if self.ablation and self._is_last():
+            model, masks = audit(model, masks, self.ablation, seed=self.seed)
         self.pruning_seconds += time.perf_counter() - clock
         path = self.folder.masks(self.method, self.seed, self._stage_in_names())
         masks.save(path)
         self.masks = MaskSet.load(path)  # as a resumed run has them, on the CPU
+        return model
 
     def _make_run(self, model: nn.Module) -> None:
         if self.masks.nnz < self.masks.numel:
@@ -230,8 +246,8 @@ class _MethodRun:
             return self.config.backend
         path = self.folder.backends(self.method, self.seed, self._stage_in_names())
         if not path.is_file():
-            batch = self.dataset.train.x[: self.config.batch_size]
-            choices = choose_backends(model, self.masks, batch)
+            example, _ = self.dataset.train.first(self.config.batch_size)
+            choices = choose_backends(model, self.masks, example)
             write_json(path, {name: choice.backend for name, choice in choices.items()})
         return read_json(path)
 
@@ -251,7 +267,10 @@ class _MethodRun:
 
     def _stage_in_names(self) -> int | None:
         """What the names of the stage's files hold; nothing for the last one, whose masks stay."""
-        return None if self.stage + 1 == len(self.stages) else self.stage
+        return None if self._is_last() else self.stage
+
+    def _is_last(self) -> bool:
+        return self.stage + 1 == len(self.stages)
 
     def _save(self) -> None:
         facts = {
@@ -269,8 +288,13 @@ class _MethodRun:
     def _judge(self) -> dict[str, Any]:
         """The figures of a finished run."""
         test_loss, test_accuracy = evaluate(self.run.model, self.dataset.test)
-        before = full_spectrum(self.masks, self._build())
+        initial = self._build()
+        if self.ablation == REINITIALISED:
+            initial = audit(initial, self.masks, self.ablation, seed=self.seed).model
+        before = full_spectrum(self.masks, initial)
         after = full_spectrum(self.masks, self.run.model)
+        teacher = self.dataset.teacher
+        found = {} if teacher is None else {"support_recovered": teacher.recovered(self.masks)}
         return {
             "kept": self.masks.nnz,
             "total": self.masks.numel,
@@ -282,4 +306,5 @@ class _MethodRun:
             "norm_before": before.norm(),
             "norm_after": after.norm(),
             "anchor_distance": after.distance(before),
+            **found,
         }

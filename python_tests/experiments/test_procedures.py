@@ -7,7 +7,7 @@ import pytest
 import torch
 from jobs import SMALL, outcome
 
-from fullspectrum_ext.experiments import RunFolder, TrainConfig, suite, train
+from fullspectrum_ext.experiments import RunFolder, TrainConfig, methods, suite, train
 from fullspectrum_ext.experiments.procedures import Stage, schedule_epochs
 from fullspectrum_ext.masks import MaskSet
 
@@ -102,6 +102,29 @@ def test_a_round_begins_with_the_very_bits_that_were_kept(tmp_path, monkeypatch)
     assert now["step"] == then["step"] == 5
 
 
+def test_a_stage_that_continues_changes_nothing(tmp_path):
+    config = dataclasses.replace(CONFIG, methods=("dense", "imp"), epochs=3, rewind_epoch=1)
+    train(config, RunFolder(tmp_path / "run"))
+    records = outcome(tmp_path / "run")["records"]
+    whole, parts = (
+        [{**r, "method": ""} for r in records if r["method"] == method][:3]
+        for method in ("dense", "imp")
+    )
+    assert parts == whole
+
+
+def test_pruned_weights_go_on_truly_sparse_with_their_optimizer_states(tmp_path):
+    losses = []
+    for backend in ("sparse", "masked"):
+        config = dataclasses.replace(CONFIG, methods=("gmp",), backend=backend, epochs=4)
+        train(config, RunFolder(tmp_path / backend))
+        losses.append([r["validation_loss"] for r in outcome(tmp_path / backend)["records"]])
+        model = torch.load(RunFolder(tmp_path / backend).checkpoint("gmp", 0))["model"]
+        assert ("fc1.values" in model) == (backend == "sparse")
+    assert losses[0][:3] == losses[1][:3]
+    assert losses[0][3] == pytest.approx(losses[1][3], rel=1e-4)
+
+
 def test_the_learning_rate_of_a_stage_falls_over_those_that_continue_it():
     stages = (Stage("a", 3), Stage("b", 2, "continue"), Stage("c", 4), Stage("d", 1, "rewind"))
     assert [schedule_epochs(stages, i) for i in range(4)] == [5, 2, 4, 1]
@@ -110,3 +133,38 @@ def test_the_learning_rate_of_a_stage_falls_over_those_that_continue_it():
 def test_a_point_to_rewind_to_lies_within_the_epochs():
     with pytest.raises(ValueError, match="rewind_epoch: expected less than epochs with imp, got 4"):
         TrainConfig(methods=("imp",), epochs=4, rewind_epoch=4)
+
+
+def test_ablations_break_what_they_say_and_keep_the_layers_counts(tmp_path):
+    names = ("snip", "snip:shuffled", "snip:reinitialised", "imp", "imp:inverted")
+    config = dataclasses.replace(CONFIG, methods=names, epochs=1, rewind_epoch=0, sparsity=0.6)
+    runs = {run["method"]: run for run in train(config, RunFolder(tmp_path / "run"))["runs"]}
+
+    masks = {name: MaskSet.load(RunFolder(tmp_path / "run").masks(name, 0)) for name in names}
+    counts = {name: [int(mask.sum()) for mask in masks[name].values()] for name in names}
+    assert counts["snip"] == counts["snip:shuffled"] == counts["snip:reinitialised"]
+    assert masks["snip"] == masks["snip:reinitialised"] != masks["snip:shuffled"]
+    assert counts["imp"] == counts["imp:inverted"]
+    assert not bool((masks["imp"]["fc2.weight"] & masks["imp:inverted"]["fc2.weight"]).any())
+    norms = {name: run["norm_before"] for name, run in runs.items()}
+    assert norms["snip"] != norms["snip:reinitialised"]
+    assert len({run["test_accuracy"] for run in runs.values()}) > 1
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        ("gmp:shuffled", "method: expected a method that prunes before training, or imp, to be"),
+        ("dense:inverted", "method: expected a method that prunes before training"),
+        ("snip:shaken", "method: only pags samples around a base"),
+        ("imp:snip", "method: "),
+    ],
+)
+def test_methods_that_make_no_sense_are_refused(method, words):
+    with pytest.raises(ValueError, match=words):
+        TrainConfig(methods=(method,))
+
+
+def test_pags_around_random_is_no_ablation():
+    assert methods.split_ablation("pags:random") == ("pags:random", "")
+    assert methods.split_ablation("pags:random:shuffled") == ("pags:random", "shuffled")
