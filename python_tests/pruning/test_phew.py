@@ -141,6 +141,9 @@ def test_layers_that_are_not_known_to_be_a_chain_are_refused():
     parallel[1] = nn.Linear(7, 4)
     with pytest.raises(ValueError, match=r"chain: 1.weight has 7 taps, which the 4 outputs"):
         prune(parallel, "phew", sparsity=0.5, chain=True)
+    empty = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 0), nn.Linear(0, 2))
+    with pytest.raises(ValueError, match=r"chain: 1.weight has no weights to walk through"):
+        prune(empty, "phew", sparsity=0.5)
     grouped = nn.Sequential(nn.Conv2d(4, 8, 1), nn.Conv2d(8, 8, 4, groups=2))
     with pytest.raises(ValueError, match=r"chain: .* grouped convolution"):
         prune(grouped, "phew", sparsity=0.5, chain=True)
