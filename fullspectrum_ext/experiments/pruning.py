@@ -9,10 +9,12 @@ from typing import Any
 from torch import nn
 
 from fullspectrum_ext.experiments.data import DATASETS, Batches, load_data
-from fullspectrum_ext.experiments.methods import check_method, make_masks
+from fullspectrum_ext.experiments.methods import check_method, make_masks, split_ablation
 from fullspectrum_ext.experiments.models import MODELS, Shape, build_model
+from fullspectrum_ext.experiments.procedures import PROCEDURES
 from fullspectrum_ext.experiments.state import read_state
 from fullspectrum_ext.masks import MaskSet
+from fullspectrum_ext.pruning.audit import REINITIALISED, audit
 
 _DIGITS: tuple[Shape, int] = (1, 8, 8), 10  # where no data says otherwise
 
@@ -33,7 +35,8 @@ def prune_by_name(
 
     Args:
         model: Key of ``MODELS``, or ``package.module:function`` that returns a module.
-        method: A pruning method, or ``pags:BASE``.
+        method: A pruning method that needs no training, or ``pags:BASE``; perhaps with
+            ``:shuffled``, ``:randomised`` or ``:inverted`` after it.
         sparsity: Fraction to remove. Give this or ``density``.
         density: Fraction to keep.
         data: Key of ``DATASETS`` (its training part is looked at), ``none``, or
@@ -48,8 +51,16 @@ def prune_by_name(
 
     Raises:
         TypeError: If the function for ``model`` returns something else.
+        ValueError: If the method trains, or makes no masks of its own.
     """  # noqa: DOC502
     check_method(method)
+    method, ablation = split_ablation(method)
+    if method in PROCEDURES:
+        raise ValueError(
+            f"method: {method} prunes in the course of training: `fullspectrum train` runs it"
+        )
+    if ablation == REINITIALISED:
+        raise ValueError(f"method: {ablation} weights leave the masks as they are; got {method!r}")
     shape, classes = _DIGITS
     batches: Any = None
     if data in DATASETS:
@@ -61,7 +72,7 @@ def prune_by_name(
     network = model_by_name(model, shape, classes, seed)
     if weights is not None:
         _load_weights(network, weights)
-    return make_masks(
+    masks = make_masks(
         method,
         network,
         sparsity=sparsity,
@@ -71,6 +82,7 @@ def prune_by_name(
         seed=seed,
         progress=progress,
     )
+    return audit(network, masks, ablation, seed=seed).masks if ablation else masks
 
 
 def model_by_name(model: str, shape: Shape, classes: int, seed: int) -> nn.Module:
