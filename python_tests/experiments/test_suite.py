@@ -236,7 +236,7 @@ def test_a_model_that_does_not_fit_the_data_is_refused_before_any_work(tmp_path)
     config = TrainConfig(model="torch.nn:Identity", methods=("dense",), seeds=(0,))
     with pytest.raises(ValueError, match=r"model: expected outputs \(2, 10\)"):
         train(config, RunFolder(tmp_path / "run"))
-    assert not (tmp_path / "run" / "records.jsonl").exists()
+    assert (tmp_path / "run" / "records.jsonl").read_text() == ""
 
 
 def test_residual_networks_learn_digits(tmp_path):
