@@ -17,3 +17,4 @@ from fullspectrum_ext.pruning.audit import ABLATIONS, Audited, audit
 from fullspectrum_ext.pruning.base import ScoringContext, methods, register_pruner
 from fullspectrum_ext.pruning.gradual import GradualPruning, cubic_sparsity
 from fullspectrum_ext.pruning.lottery import Ticket, lottery_tickets, ticket_densities
+from fullspectrum_ext.pruning.threshold import ThresholdPruning, magnitude_quantiles
