@@ -5,14 +5,26 @@ from importlib.metadata import version as _version
 from fullspectrum_ext import _library, nn, ops, spectral  # noqa: F401 (_library, to fail first)
 from fullspectrum_ext.masks import MaskSet
 from fullspectrum_ext.nn import densify, load_sparse_state_dict, sparsify
-from fullspectrum_ext.pruning import methods, prune, register_pruner
+from fullspectrum_ext.pruning import (
+    DissipatingGradients,
+    DissipatingKStarts,
+    KStarts,
+    ProbMask,
+    methods,
+    prune,
+    register_pruner,
+)
 from fullspectrum_ext.spectral import FullSpectrum, LayerSpectrum, dense_spectrum, full_spectrum
 
 __version__ = _version("fullspectrum-ext")
 __all__ = [
+    "DissipatingGradients",
+    "DissipatingKStarts",
     "FullSpectrum",
+    "KStarts",
     "LayerSpectrum",
     "MaskSet",
+    "ProbMask",
     "dense_spectrum",
     "densify",
     "full_spectrum",

@@ -14,3 +14,7 @@ from fullspectrum_ext.pruning import (
 )
 from fullspectrum_ext.pruning.api import prune
 from fullspectrum_ext.pruning.base import ScoringContext, methods, register_pruner
+from fullspectrum_ext.pruning.dissipating import DissipatingGradients
+from fullspectrum_ext.pruning.dissipating_kstarts import DissipatingKStarts
+from fullspectrum_ext.pruning.kstarts import KStarts
+from fullspectrum_ext.pruning.probmask import ProbMask
