@@ -12,11 +12,13 @@ A candidate's scores are |w (g + n)|, with one Gaussian "gradient" g and fresh n
 that candidates vary as SNIP's do from batch to batch. The forward and backward passes of real
 scores are the model's business and not in here.
 
-"Engine alone" is the time of the last candidate's spectra, computed again with nothing in between.
+"Engine alone" is what the spectra take with nothing in between: the engine's last four calls, which
+measure a group of candidates, are made again, and the time of all its calls is scaled as theirs is.
 """
 
 import argparse
 import contextlib
+import functools
 import importlib
 import pathlib
 import statistics
@@ -45,7 +47,7 @@ PARTS = {  # a module and a function that it calls, and the part that its time b
 
 
 class Clock:
-    """Seconds by part, and the last candidate's four calls of the engine."""
+    """Seconds by part, and the last four calls of the engine with their seconds."""
 
     def __init__(self) -> None:
         self.restart()
@@ -54,17 +56,19 @@ class Clock:
         """Begin anew."""
         self.start = time.perf_counter()
         self.seconds = dict.fromkeys(PARTS.values(), 0.0)
-        self.engine: list[Callable[[], Any]] = []
+        self.engine: list[tuple[Callable[[], Any], float]] = []
 
     def timed(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """Add the time of each call of a function to a part."""
 
         def call(*arguments: Any, **keywords: Any) -> Any:
-            if part == "spectra":
-                self.engine = [*self.engine[-3:], lambda: function(*arguments, **keywords)]
             start = time.perf_counter()
             result = function(*arguments, **keywords)
-            self.seconds[part] += time.perf_counter() - start
+            seconds = time.perf_counter() - start
+            self.seconds[part] += seconds
+            if part == "spectra":
+                again = functools.partial(function, *arguments, **keywords)
+                self.engine = [*self.engine[-3:], (again, seconds)]
             return result
 
         return call
@@ -114,40 +118,35 @@ def run(sparsity: float, candidates: int, seed: int) -> dict[str, Any]:
             return {name: (gradient[name] * w).abs() for name, w in context.weights.items()}
         return clock.timed("candidate scores", noisy_scores)(context)
 
-    def warm_up_is_over(done: int, candidates: int) -> None:
-        if done == 1:
-            clock.restart()
+    def show_progress(done: int, candidates: int) -> None:
         if done % 50 == 0 or done == candidates:
             print(f"{done} of {candidates} candidates", flush=True)
 
-    start = time.perf_counter()
+    pruned = functools.partial(
+        fs.prune, model, "pags", base="noisy_gradient", sparsity=sparsity, seed=seed
+    )
+    pruned(candidates=1)  # warms up
     with clock.ticking():
-        masks = fs.prune(
-            model,
-            "pags",
-            base="noisy_gradient",
-            candidates=candidates,
-            sparsity=sparsity,
-            seed=seed,
-            progress=warm_up_is_over,
-        )
-    end = time.perf_counter()
-    alone = []
+        clock.restart()
+        masks = pruned(candidates=candidates, progress=show_progress)
+        driver_seconds = time.perf_counter() - clock.start
+    again = []
     for _ in range(5):
-        began = time.perf_counter()
-        for call in clock.engine:
+        start = time.perf_counter()
+        for call, _seconds in clock.engine:
             call()
-        alone.append(time.perf_counter() - began)
-    each = (end - clock.start) / (candidates - 1)
-    parts = {part: seconds / (candidates - 1) for part, seconds in clock.seconds.items()}
+        again.append(time.perf_counter() - start)
+    scale = statistics.median(again) / sum(seconds for _, seconds in clock.engine)
+    each = driver_seconds / candidates
+    parts = {part: seconds / candidates for part, seconds in clock.seconds.items()}
     parts["the rest"] = each - sum(parts.values())
     return {
         "sparsity": sparsity,
         "candidates": candidates,
-        "driver_seconds": end - start,
+        "driver_seconds": driver_seconds,
         "seconds_per_candidate": each,
         "parts_per_candidate": parts,
-        "engine_alone": statistics.median(alone),
+        "engine_alone": scale * parts["spectra"],
         "norm": [masks.meta["pags"]["norm"][i] for i in (0, -1)],
         "layers_taken": sum(masks.meta["pags"]["accepted"].values()),
     }
@@ -172,14 +171,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--candidates", type=int, default=20, help="2 or more; the first warms up")
+    parser.add_argument("--candidates", type=int, default=20)
     parser.add_argument("--sparsity", nargs="+", type=float, default=[0.99, 0.95, 0.9])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=pathlib.Path, default=RESULTS / "cpu" / "pags.json")
     options = parser.parse_args()
-    if options.candidates < 2:
-        parser.error("--candidates: expected 2 or more")
+    if options.candidates < 1:
+        parser.error("--candidates: expected 1 or more")
     torch.set_num_threads(options.threads)
 
     rows = []

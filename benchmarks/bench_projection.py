@@ -11,6 +11,7 @@ at 0 or 1, and moved by the step); ``early``, all near 1 but for a step.
 import argparse
 import itertools
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -51,6 +52,16 @@ def sort_(scores: Tensor, budget: float) -> None:
     scores.sub_(reference.projection_threshold([scores], budget)).clamp_(0, 1)
 
 
+def candidates(scores: Tensor, copy: Tensor, budget: float) -> dict[str, Callable[[], object]]:
+    """Everything that is timed; each works on the scores' copy."""
+    return {
+        "copy": lambda: copy.copy_(scores),
+        "project_scores_": lambda: ops.project_scores_([copy.copy_(scores)], budget),
+        "bisection, 20 passes": lambda: bisection_(copy.copy_(scores), budget),
+        "sort": lambda: sort_(copy.copy_(scores), budget),
+    }
+
+
 def main() -> None:
     """Parse the command line, measure, print a table and write the results."""
     parser = argparse.ArgumentParser(
@@ -73,13 +84,9 @@ def main() -> None:
         scores = drawn(kind, size, options.share)
         budget = options.share * size
         copy = torch.empty_like(scores)
-        calls = {
-            "copy": lambda: copy.copy_(scores),
-            "project_scores_": lambda: ops.project_scores_([copy.copy_(scores)], budget),
-            "bisection, 20 passes": lambda: bisection_(copy.copy_(scores), budget),
-        }
-        if not options.no_sort:
-            calls["sort"] = lambda: sort_(copy.copy_(scores), budget)
+        calls = candidates(scores, copy, budget)
+        if options.no_sort:
+            del calls["sort"]
         times = time_interleaved(calls, options.repeats, warmup=1)
         row: dict[str, Any] = {"size": size, "scores": kind, "budget": budget}
         print(f"{size} {kind} scores, threads {torch.get_num_threads()}")

@@ -2,8 +2,8 @@
 
 A step is forward, gradient of the input and gradient of the weights under the mask, without the
 optimizer. The rivals: the dense convolution with its mask multiplied in (the usual way to train a
-sparse network), in torch's default order of memory (NCHW) and with the channels last (NHWC). Ours
-takes and gives NCHW.
+sparse network), in torch's default order of memory (NCHW) and with the channels last (NHWC); on
+the CPU also SparseProp, where it is installed (`peers.py`). Ours takes and gives NCHW.
 
 All candidates run in turns in one process, and their results are compared before they are timed.
 For images of many megabytes set the allocator to keep its pages, for all alike:
@@ -17,6 +17,7 @@ from collections.abc import Callable
 
 import torch
 from measure import RESULTS, time_interleaved, write_json
+from peers import conv2d_peers
 from torch import Tensor
 from torch.nn import functional
 
@@ -54,6 +55,9 @@ def candidates(
     }
     for name, order in (("NCHW", torch.contiguous_format), ("NHWC", torch.channels_last)):
         forward[f"dense with mask, {name}"], step[f"dense with mask, {name}"] = dense(order)
+    if device == "cpu":
+        for calls, more in zip((forward, step), conv2d_peers(weight, x, grad, 1), strict=True):
+            calls.update(more)
     check_agreement(forward, step, mask)
     return forward, step
 
@@ -62,9 +66,11 @@ def check_agreement(forward: Candidates, step: Candidates, mask: Tensor) -> None
     """Raise AssertionError unless all candidates compute the same."""
     y, (grad_x, grad_values) = forward["fullspectrum"](), step["fullspectrum"]()  # type: ignore[misc]
     for name in list(forward)[1:]:
-        dense_x, dense_weight = step[name]()  # type: ignore[misc]
+        other_x, other_weight = step[name]()  # type: ignore[misc]
+        if other_weight.dim() == 4:
+            other_weight = other_weight[mask]
         for found, wanted in (
-            (y, forward[name]()), (grad_x, dense_x), (grad_values, dense_weight[mask]),
+            (y, forward[name]()), (grad_x, other_x), (grad_values, other_weight),
         ):  # fmt: skip
             scale = wanted.abs().max()  # type: ignore[attr-defined]
             torch.testing.assert_close(found / scale, wanted / scale, rtol=0, atol=1e-4)
@@ -95,16 +101,16 @@ def main() -> None:
 
     rows = []
     grid = itertools.product(options.layers, options.batches, options.sparsities)
-    print("channels x size batch sparsity    pass  ours ms  NCHW/ours NHWC/ours  best/ours")
+    print("channels x size batch sparsity    pass  ours ms  times as long as ours")
     for shape, batch, sparsity in grid:
         channels, size = map(int, shape.split("x"))
         both = candidates(channels, size, batch, sparsity, options.device)
         for name, calls in zip(("forward", "step"), both, strict=True):
             times = time_interleaved(calls, options.repeats, warmup=2, device=options.device)
-            ours, nchw, nhwc = (time.median for time in times.values())
-            print(f"{shape:>15} {batch:>5} {sparsity:>8} {name:>7} {ours * 1e3:8.3f}", end=" ")
-            print(f"{nchw / ours:10.1f} {nhwc / ours:9.1f}", end=" ")
-            print(f"{min(nchw, nhwc) / ours:10.1f}", flush=True)
+            ours, *others = (time.median for time in times.values())
+            print(f"{shape:>15} {batch:>5} {sparsity:>8} {name:>7} {ours * 1e3:8.3f}", end="  ")
+            ratios = zip(list(times)[1:], others, strict=True)
+            print(", ".join(f"{call} {time / ours:.1f}" for call, time in ratios), flush=True)
             rows.append({
                 "channels": channels,
                 "size": size,

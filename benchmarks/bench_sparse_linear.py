@@ -3,7 +3,8 @@
 A step is forward, gradient of the input and gradient of the weights under the mask, without the
 optimizer. The rivals: the dense layer; the dense layer with its mask multiplied in (the usual way
 to train a sparse network); torch's own sparse CSR matrix product, called by hand with a kept
-transpose and, for the weights, `torch.sparse.sampled_addmm`.
+transpose and, for the weights, `torch.sparse.sampled_addmm`; on the CPU also SparseProp and
+SparseLab, where they are installed (`peers.py`).
 
 On CUDA there are also the dense layer in TF32 and in bfloat16, and ours in bfloat16; calls are
 replayed as CUDA graphs where they can be captured, and the share of the machine's bound is given:
@@ -32,6 +33,7 @@ from measure import (
     time_interleaved,
     write_json,
 )
+from peers import linear_peers
 from torch import Tensor
 from torch.nn import functional
 
@@ -73,6 +75,9 @@ def candidates(
         ),
         "torch CSR": torch_csr_step,
     }
+    if device == "cpu":
+        for calls, more in zip((forward, step), linear_peers(weight, x, grad), strict=True):
+            calls.update(more)
     check_agreement(forward, step, mask)
     return forward, step
 

@@ -10,8 +10,10 @@ each, of two families:
   get closer as the matrix grows, about as size^(-2/3), and the steps of any Krylov method grow with
   the inverse square root of that distance: the time cannot be linear.
 
-Reported are nanoseconds an entry and the exponent of the nonzeros in the fitted time, over all
-sizes and over those beyond the Gram matrices.
+Reported are nanoseconds an entry, how many products with the Gram matrix it took (of two vectors
+each, those of the second pass included) and nanoseconds an entry and product; and the exponent of
+the nonzeros in the fitted time, in the products and in the time of one product, over all sizes and
+over those beyond the Gram matrices. `docs/figures/spectrum_growth.png` shows them.
 
     python benchmarks/bench_spectrum_growth.py                       # minutes: the largest is 10^8
     python benchmarks/bench_spectrum_growth.py --families rows --exponents 8 --append
@@ -26,17 +28,20 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from measure import RESULTS, write_json
 
-from fullspectrum_ext import ops
+from fullspectrum_ext import _core, ops
 
 ROWS = 4096
 FEWEST_A_ROW = 16
 DEGREE = 32
 FAMILIES = {"rows": [4, 5, 6, 7, 8], "degree": [4, 5, 6, 7]}
 LARGEST_GRAM = 2048  # rows; see csrc/spectrum/cpu_problems.cpp
+ENOUGH_SECONDS = 10.0  # of one size: then it is not repeated
+FIGURE = pathlib.Path(__file__).parents[1] / "docs" / "figures" / "spectrum_growth.png"
 
 
 def random_matrix(
@@ -61,32 +66,70 @@ def measure(family: str, exponent: int, repeats: int) -> list[dict[str, Any]]:
     rows = []
     for name, values in (("mask", None), ("weights", weights)):
         seconds = []
-        for _ in range(repeats):
+        while len(seconds) < repeats and sum(seconds) < ENOUGH_SECONDS:
             start = time.perf_counter()
             found = ops.singular_values(crow, cols, values, shape)
             seconds.append(time.perf_counter() - start)
         median = statistics.median(seconds)
+        nanoseconds = median * 1e9 / len(cols)
+        data = None if values is None else values.numpy()
+        *_, products = _core.singular_values(crow.numpy(), cols.numpy(), data, shape, 2, 1e-6)
         rows.append({
             "family": family,
             "matrix": name,
             "nonzeros": len(cols),
             "shape": shape,
-            "repeats": repeats,
+            "repeats": len(seconds),
             "seconds": median,
-            "nanoseconds_per_nonzero": median * 1e9 / len(cols),
+            "nanoseconds_per_nonzero": nanoseconds,
+            "products": products,
+            "nanoseconds_per_nonzero_and_product": nanoseconds / products,
             "relative_bound": float((found.bounds / found.values).max()),
         })
-        nanoseconds = median * 1e9 / len(cols)
-        print(f"{family:>6} {name:>8} {len(cols):>10} {median:10.4f} s {nanoseconds:9.1f} ns")
+        print(
+            f"{family:>6} {name:>8} {len(cols):>10} {median:10.4f} s {nanoseconds:9.1f} ns "
+            f"= {products} products of {nanoseconds / products:.2f} ns",
+            flush=True,
+        )
     return rows
 
 
-def fitted_exponent(rows: Sequence[dict[str, Any]]) -> float | None:
-    """Fit seconds = c nonzeros^p and return p; None for fewer than two sizes."""
+def fitted_exponents(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Fit c nonzeros^p to the time, the products and the time of one; nothing for one size."""
     if len(rows) < 2:
-        return None
+        return {}
     sizes = np.log([row["nonzeros"] for row in rows])
-    return round(float(np.polyfit(sizes, np.log([row["seconds"] for row in rows]), 1)[0]), 3)
+    seconds = np.log([row["seconds"] for row in rows])
+    products = np.log([row["products"] for row in rows])
+    growing = {"time": seconds, "products": products, "time_of_one": seconds - products}
+    return {
+        name: round(float(np.polyfit(sizes, logarithms, 1)[0]), 3)
+        for name, logarithms in growing.items()
+    }
+
+
+def draw(rows: Sequence[dict[str, Any]]) -> None:
+    """Draw how many products there are and what one costs."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    quantities = ("products", "nanoseconds_per_nonzero_and_product")
+    titles = ("products with the Gram matrix", "nanoseconds a nonzero and product")
+    for axis, quantity, title in zip(axes, quantities, titles, strict=True):
+        for family, name in itertools.product(FAMILIES, ("mask", "weights")):
+            of_kind = [row for row in rows if (row["family"], row["matrix"]) == (family, name)]
+            axis.loglog(
+                [row["nonzeros"] for row in of_kind],
+                [row[quantity] for row in of_kind],
+                "o-" if name == "mask" else "s--",
+                color="tab:blue" if family == "rows" else "tab:red",
+                label=f"{'4096 rows' if family == 'rows' else '32 a row'}, {name}",
+            )
+        axis.set(xlabel="nonzeros", title=title)
+        axis.grid(alpha=0.3)
+    sizes = np.array([1e5, 1e7])
+    axes[0].loglog(sizes, 60 * (sizes / 1e5) ** (1 / 3), "k:", label="nonzeros^(1/3)")
+    axes[1].set_ylim(bottom=0.3, top=30)
+    axes[0].legend(fontsize=8)
+    figure.savefig(FIGURE, dpi=120)
 
 
 def main() -> None:
@@ -111,7 +154,7 @@ def main() -> None:
         rows += [
             row
             for row in kept
-            if "seconds" in row and (row["family"], row["nonzeros"]) not in measured
+            if "products" in row and (row["family"], row["nonzeros"]) not in measured
         ]
     rows.sort(key=lambda row: (row["family"], row["matrix"], row["nonzeros"]))
     fits = []
@@ -121,11 +164,12 @@ def main() -> None:
         fits.append({
             "family": family,
             "matrix": name,
-            "exponent": fitted_exponent(of_kind),
-            "exponent_beyond_gram": fitted_exponent(beyond),
+            "exponents": fitted_exponents(of_kind),
+            "exponents_beyond_gram": fitted_exponents(beyond),
         })
         print(fits[-1])
     write_json(options.output, rows + fits)
+    draw(rows)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from measure import RESULTS, time_interleaved, write_json
+from measure import RESULTS, memory, time_interleaved, write_json
 from torch import Tensor
 
 from fullspectrum_ext import ops
@@ -117,11 +117,6 @@ def peak_memory(arguments: list[str], call: str) -> int:
 
 def child(call: str, case: Case) -> None:
     """Print the peak of one call."""
-
-    def memory(field: str) -> int:
-        lines = pathlib.Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
-
     ctypes.CDLL(None).malloc_trim(0)  # what malloc keeps of earlier tensors would be taken again
     pathlib.Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
     before = memory("VmRSS")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from peers import peer_versions
 
 RESULTS = pathlib.Path(__file__).resolve().parent / "results"
 
@@ -102,6 +103,15 @@ def cuda_ceilings() -> dict[str, float]:
     }
 
 
+def memory(field: str) -> int:
+    """Return bytes from /proc/self/status: ``"VmRSS"`` now, ``"VmHWM"`` at its highest.
+
+    Not ``ru_maxrss``: that of a new process begins at its parent's.
+    """
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+
 def environment() -> dict[str, Any]:
     """Describe the machine and the software: what a figure needs beside it to be worth anything."""
     from fullspectrum_ext import _core
@@ -115,6 +125,7 @@ def environment() -> dict[str, Any]:
         "logical_cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load_average": round(os.getloadavg()[0], 2),
+        "peers": peer_versions(),
         "malloc": {name: value for name, value in os.environ.items() if "MALLOC" in name},
     }
     if torch.cuda.is_available():

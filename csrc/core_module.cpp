@@ -149,13 +149,13 @@ py::tuple singular_values(
     py::array_t<double> bound(k);
     double* sigmas = sigma.mutable_data();
     double* bounds = bound.mutable_data();
+    spectrum::GramScratch scratch;
     {
       py::gil_scoped_release release;
-      spectrum::GramScratch scratch;
       spectrum::OwnedProblem problem = spectrum::whole_matrix(csr, value);
       spectrum::solve(problem, k, tol, spectrum::Method::automatic, scratch, sigmas, bounds);
     }
-    return py::make_tuple(sigma, bound);
+    return py::make_tuple(sigma, bound, scratch.products);
   });
 }
 
@@ -259,6 +259,8 @@ PYBIND11_MODULE(_core, m) {
       py::arg("shape"),
       py::arg("k"),
       py::arg("tol"),
-      "The k leading singular values, descending, and their error bounds; data=None: all ones."
+      "The k leading singular values, descending, their error bounds, and how many products with "
+      "the "
+      "Gram matrix they took; data=None: all ones."
   );
 }

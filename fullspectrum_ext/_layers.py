@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import NamedTuple, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -128,7 +129,8 @@ class StoredLayer(NamedTuple):
     """Which tensors of a state dict make up a layer's weight.
 
     Attributes:
-        weight: Name of the weight, or of the ``crow_indices`` of a sparse layer.
+        weight: Name of the weight, or of the ``crow_indices`` of a sparse layer, or of the
+            ``bitmask`` of one of compressed-tensors.
         mask: Name of its mask; None where what is not zero is the mask.
     """
 
@@ -141,7 +143,9 @@ def stored_layers(state: Mapping[str, Tensor]) -> dict[str, StoredLayer]:
 
     Recognised beside plain weights: ``X_orig`` with ``X_mask`` (``torch.nn.utils.prune``),
     ``parametrizations.X.original`` with ``parametrizations.X.0.mask`` (``torch.ao``), ``X_mask``
-    or ``mask`` beside a weight, and this package's ``values``, ``crow_indices``, ``col_indices``.
+    or ``mask`` beside a weight, this package's ``values``, ``crow_indices``, ``col_indices``, and
+    the ``compressed``, ``bitmask``, ``shape`` of compressed-tensors (``sparse-bitmask`` and
+    ``sparse-24-bitmask``).
     A plain weight is a tensor called ``weight`` with two or four dimensions: a state dict does not
     say which of them are embeddings.
 
@@ -186,16 +190,21 @@ def read_layer(name: str, layer: StoredLayer, state: Mapping[str, Tensor]) -> La
             shape than its weight or other values than 0 and 1, or a sparse layer is malformed or
             does not say how many inputs it has.
     """
-    if layer.weight.rpartition(".")[2] == "crow_indices":
-        return _sparse_entry(state, layer.weight.rpartition(".")[0])
-    weight = state[layer.weight]
-    if not weight.is_floating_point():
-        raise ValueError(f"{name}: expected weights of floating point, got {weight.dtype}")
-    if weight.dtype.itemsize == 1:
-        weight = weight.float()  # torch can hardly compute with eight bits
+    prefix, _, last = layer.weight.rpartition(".")
+    if last == "crow_indices":
+        return _sparse_entry(state, prefix)
+    if last == "bitmask":
+        return _bitmask_entry(name, state, prefix)
+    weight = _computable(name, state[layer.weight])
     if weight.layout != torch.strided:
         weight = weight.to_dense()
     return _masked(name, weight, None if layer.mask is None else state[layer.mask])
+
+
+def stored_size(layer: StoredLayer, headers: Mapping[str, Tensor]) -> int:
+    """Return about how many weights a layer has, by the shapes of its tensors alone."""
+    header = headers[layer.weight]
+    return header.numel() * (8 if layer.weight.rpartition(".")[2] == "bitmask" else 1)
 
 
 def state_dict_layers(state: Mapping[str, Tensor]) -> dict[str, LayerWeight]:
@@ -223,6 +232,10 @@ def _stored_layer(
     name, mask, always = key, f"{key}_mask", last == "weight" and is_matrix
     if last == "crow_indices":
         return join(prefix, "weight"), StoredLayer(key)
+    if last == "bitmask" and join(prefix, "compressed") in state:
+        # older versions keep the parameter's name
+        whole = prefix if prefix.rpartition(".")[2] == "weight" else join(prefix, "weight")
+        return whole, StoredLayer(key)
     if last.endswith("_orig"):
         name = key.removesuffix("_orig")
         mask, always = f"{name}_mask", last == "weight_orig"
@@ -305,6 +318,13 @@ def _current_weight(module: nn.Module) -> Tensor:
     return weight
 
 
+def _computable(name: str, weight: Tensor) -> Tensor:
+    if not weight.is_floating_point():
+        raise ValueError(f"{name}: expected weights of floating point, got {weight.dtype}")
+    # torch can hardly compute with eight bits
+    return weight.float() if weight.dtype.itemsize == 1 else weight
+
+
 def _masked(name: str, weight: Tensor, mask: Tensor | None) -> LayerWeight:
     if weight.is_meta:
         raise ValueError(f"{name}: expected values, got a tensor on the meta device")
@@ -355,3 +375,29 @@ def _sparse_entry(state: Mapping[str, Tensor], prefix: str) -> LayerWeight:
     except (TypeError, ValueError) as error:
         raise ValueError(f"state: {prefix}: {error}") from error
     return _from_csr(crow_indices, col_indices, values.detach(), shape)
+
+
+def _bitmask_entry(name: str, state: Mapping[str, Tensor], prefix: str) -> LayerWeight:
+    """Read a weight of compressed-tensors: bits along the last dimension, the lowest one first."""
+    fields = [join(prefix, field) for field in ("bitmask", "compressed", "shape")]
+    missing = [field for field in fields if field not in state]
+    if missing:
+        raise ValueError(f"{name}: expected {missing[0]} beside its bitmask, found none")
+    bits, values, size = (state[field].detach().cpu() for field in fields)
+    shape = torch.Size(size.reshape(-1).tolist())
+    if len(shape) not in {2, 4} or min(shape) < 0:
+        raise ValueError(f"{name}: expected a shape of two or four sizes, got {tuple(shape)}")
+    packed = (*shape[:-1], -(-shape[-1] // 8))
+    if bits.dtype != torch.uint8 or bits.shape != packed:
+        raise ValueError(
+            f"{name}: expected a bitmask of uint8 {packed}, got {bits.dtype} {tuple(bits.shape)}"
+        )
+    bytes_ = np.unpackbits(bits.numpy(), axis=-1, count=shape[-1], bitorder="little")
+    mask = torch.from_numpy(bytes_).bool()
+    values = _computable(name, values).reshape(-1)
+    if values.numel() != int(mask.count_nonzero()):
+        raise ValueError(
+            f"{name}: expected a value for each of the {int(mask.count_nonzero())} bits, "
+            f"got {values.numel()}"
+        )
+    return LayerWeight(values.new_zeros(shape).masked_scatter_(mask, values), mask)

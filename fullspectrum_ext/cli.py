@@ -219,8 +219,9 @@ def score(
     layer. A layer is a tensor called *weight* with two or four dimensions; where it is zero, it
     counts as pruned. Masks are known as X_orig and X_mask (torch.nn.utils.prune),
     parametrizations.X (torch.ao), X_mask or mask beside X, mask.pth beside model.pth (open_lth),
-    the pruner of rigl-torch, and as this package's own. Layers called *embed\*, wte, wpe, shared,
-    lm_head, word_emb\*, tok_emb\*, pos_emb\** are left out unless *--include* names them.
+    the pruner of rigl-torch, the bitmasks of compressed-tensors, and as this package's own. Layers
+    called *embed\*, wte, wpe, shared, lm_head, word_emb\*, tok_emb\*, pos_emb\** are left out
+    unless *--include* names them.
 
     The pattern is that of the mask: N:M (at most N of M neighbouring inputs are kept, in every
     group), RxC blocks, rows, columns, kernels, dense, empty or unstructured.

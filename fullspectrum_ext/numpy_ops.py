@@ -85,7 +85,7 @@ def singular_values(matrix: CsrMatrix, k: int = 2, *, tol: float = 1e-6) -> Sing
         if np.isfinite(largest) and largest > 0 and not 1e-60 < largest < 1e60:
             scale = math.ldexp(1.0, min(max(math.frexp(largest)[1], -1000), 1000))
             data = data.astype(np.float64) / scale
-    values, bounds = _core.singular_values(indptr, indices, data, shape, k, tol)
+    values, bounds, _ = _core.singular_values(indptr, indices, data, shape, k, tol)
     return SingularValues(values * scale, bounds * scale)
 
 

@@ -3,6 +3,10 @@
 import torch
 from torch import nn
 
+from fullspectrum_ext._layers import prunable_weights
+from fullspectrum_ext.pruning.base import ScoringContext, find_method
+from fullspectrum_ext.pruning.batches import Batches
+
 
 def mlp(seed=0):
     torch.manual_seed(seed)
@@ -36,3 +40,20 @@ def digits(count=128, batch=32, *, image=False, seed=0):
     if image:
         inputs = inputs.reshape(-1, 1, 8, 8)
     return list(zip(inputs.split(batch), targets.split(batch), strict=True))
+
+
+def scores_of(method, model, *, data=None, density=0.1, scope=None, seed=0, **options):
+    """What a method returns before it is cut to masks."""
+    registered = find_method(method)
+    context = ScoringContext(
+        weights={name: weight.detach() for name, weight in prunable_weights(model)},
+        density=density,
+        scope=registered.resolve_scope(scope),
+        generator=torch.Generator().manual_seed(seed),
+        batches=None if data is None else Batches(data),
+        loss=nn.functional.cross_entropy,
+        _model=model,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return registered.function(context, **options)

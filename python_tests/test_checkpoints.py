@@ -3,6 +3,7 @@ import math
 import os
 import struct
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
 from fullspectrum_ext import checkpoints
-from fullspectrum_ext._layers import read_layer, stored_layers
+from fullspectrum_ext._layers import read_layer, state_dict_layers, stored_layers
 from fullspectrum_ext.checkpoints import open_checkpoint
 
 SHAPES = {"a.weight": (6, 8), "b.conv.weight": (4, 3, 2, 2), "c.weight": (5, 6)}
@@ -79,7 +80,26 @@ def rigl_torch(weights, masks):
     return {"model": plain, "pruner": {"S": [0.5], "backward_masks": lists}, "optimizer": {}}
 
 
+def bits_of(mask):
+    packed = np.packbits(mask.numpy(), axis=-1, bitorder="little")
+    return torch.from_numpy(packed)
+
+
+def compressed(weights, masks):
+    """As compressed-tensors writes it: 2:4 keeps [rows, values] and [2, 1] sizes, others a list."""
+    state = {}
+    for i, (name, weight) in enumerate(weights.items()):
+        prefix = name if i == 0 else name.removesuffix(".weight")
+        sizes = torch.tensor(weight.shape)
+        state[f"{prefix}.compressed"] = weight[masks[name]]
+        state[f"{prefix}.bitmask"] = bits_of(masks[name])
+        state[f"{prefix}.shape"] = sizes.reshape(-1, 1) if i == 2 else sizes
+        state[f"{prefix}.row_offsets"] = torch.zeros(weight.shape[0], dtype=torch.int64)
+    return state
+
+
 FORMATS = {
+    "sparse-bitmask": compressed,
     "zeros": zeroed,
     "torch.nn.utils.prune": torch_pruned,
     "torch.ao": parametrized,
@@ -121,6 +141,27 @@ def test_what_torch_itself_writes(tmp_path):
     assert {name: layer.weight.tolist() for name, layer in found.items()} == {
         name: weight.tolist() for name, weight in expected.items()
     }
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("shape", None, r"expected c\.shape beside its bitmask, found none"),
+        ("shape", torch.tensor([5]), r"expected a shape of two or four sizes, got \(5,\)"),
+        ("shape", torch.tensor([6, 6]), r"expected a bitmask of uint8 \(6, 1\), got .*\(5, 1\)"),
+        ("bitmask", torch.zeros(5, 1), r"expected a bitmask of uint8 .*, got torch\.float32"),
+        ("compressed", torch.zeros(2), r"expected a value for each of the \d+ bits, got 2"),
+        ("compressed", torch.zeros(2).int(), r"expected weights of floating point, got torch\.int"),
+    ],
+)
+def test_damaged_bitmasks_are_refused(weights, masks, field, value, message):
+    state = compressed(weights, masks)
+    state.pop(f"c.{field}")
+    if value is not None:
+        state[f"c.{field}"] = value
+
+    with pytest.raises(ValueError, match=f"c.weight: {message}"):
+        state_dict_layers(state)
 
 
 @pytest.mark.usefixtures("mapping")

@@ -39,10 +39,13 @@ def test_singular_values_agree_with_lapack(rows, cols, dtype, index):
 def test_without_data_all_entries_are_one():
     matrix = random_matrix(30, 20, 0.3)
 
-    values, _ = _core.singular_values(matrix.indptr, matrix.indices, None, (30, 20), 1, 1e-9)
+    values, _, products = _core.singular_values(
+        matrix.indptr, matrix.indices, None, (30, 20), 1, 1e-9
+    )
 
     true = np.linalg.norm(matrix.toarray() != 0, 2)
     np.testing.assert_allclose(values, [true], rtol=1e-12)
+    assert products > 0
 
 
 def test_it_gives_the_same_bits_as_the_torch_operator():

@@ -85,6 +85,12 @@ inline DeviceLimits device_limits([[maybe_unused]] const torch::stable::Tensor& 
 #endif
 }
 
+// The extent of a one-dimensional grid, which ends at 2^31 - 1 blocks.
+inline dim3 grid_of(const char* op, int64_t blocks) {
+  STD_TORCH_CHECK(blocks <= INT32_MAX, op, ": too large for one CUDA grid, ", blocks, " blocks");
+  return dim3(static_cast<unsigned>(blocks));
+}
+
 struct LaunchShape {
   const char* kernel;  // its name, for the emulator's record
   dim3 grid;

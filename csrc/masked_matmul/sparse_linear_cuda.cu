@@ -2,13 +2,13 @@
 
 #include <algorithm>
 #include <tuple>
-#include <type_traits>
 #include <vector>
 
 #include "common/aten.h"
 #include "common/cuda_launch.h"
 #include "common/dispatch.h"
 #include "common/library.h"
+#include "masked_matmul/cuda_slices.h"
 #include "masked_matmul/cuda_spans.h"
 #include "masked_matmul/sparse_linear.h"
 
@@ -29,7 +29,6 @@
 namespace fullspectrum {
 namespace {
 
-using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 constexpr int kWarps = 16;
@@ -239,34 +238,6 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 }
 
-// out[to(p)] = the sum of part[s, p] over the slices s, in their order.
-//
-// Launch: grid (nonzeros / 512), block 512, no shared memory. Scattered stores where W's values
-// come in the order of W^T.
-template <typename scalar_t, typename index_t>
-__global__ void __launch_bounds__(kThreads) sum_slices_kernel(
-    const Sum<scalar_t>* __restrict__ part,  // [slices, nnz]
-    const index_t* __restrict__ to,          // [nnz] or null: in order
-    scalar_t* __restrict__ out,              // [nnz]
-    int64_t slices,
-    int64_t nnz
-) {
-  const int64_t p = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (p < nnz) {
-    Sum<scalar_t> sum = 0;
-    for (int64_t s = 0; s < slices; ++s) {
-      sum += part[s * nnz + p];
-    }
-    out[to ? to[p] : p] = static_cast<scalar_t>(sum);
-  }
-}
-
-// The extent of a one-dimensional grid, which ends at 2^31 - 1 blocks.
-dim3 grid_of(const char* op, int64_t blocks) {
-  STD_TORCH_CHECK(blocks <= INT32_MAX, op, ": too large for one CUDA grid, ", blocks, " blocks");
-  return dim3(static_cast<unsigned>(blocks));
-}
-
 // The cut of least cost, in clocks of shared memory: about 1.4 a nonzero and span (a line, and its
 // share of the nonzeros' own loads), 16 a row and panel (its sums), 2 a line to stage (128 bytes
 // from the second-level cache at 64 a clock). More rows to a block share the staging better; fewer
@@ -374,39 +345,26 @@ void launch_walk(const char* op, const DeviceScope& scope, const Walk& walk) {
   g.nnz = walk.col.numel();
   const Plan plan = plan_for(g, product, sampled, device_limits(walk.walked));
 
-  const bool at_once = std::is_same_v<acc_t, scalar_t> && plan.slices == 1 && !walk.order;
-  std::optional<Tensor> parts;
-  if (sampled && !at_once) {
-    const std::vector<int64_t> shape{plan.slices, g.nnz};
-    const ScalarType dtype = walk.walked.scalar_type();
-    parts = torch::stable::new_empty(
-        walk.walked, shape, dtype == ScalarType::Double ? dtype : ScalarType::Float
-    );
-  }
-  g.sampled = write_to<acc_t>(at_once ? walk.sampled : parts);
-  launch(
-      scope,
-      {"sparse_linear_kernel",
-       grid_of(op, plan.tiles * plan.slices),
-       dim3(kThreads),
-       plan.shared_bytes},
-      !sampled  ? sparse_linear_kernel<scalar_t, index_t, true, false>
-      : product ? sparse_linear_kernel<scalar_t, index_t, true, true>
-                : sparse_linear_kernel<scalar_t, index_t, false, true>,
-      g,
-      plan
-  );
-  if (parts) {
+  const auto walk_all = [&](acc_t* sampled_slices) {
+    g.sampled = sampled_slices;
     launch(
         scope,
-        {"sum_slices_kernel", grid_of(op, ceil_div(g.nnz, kThreads)), dim3(kThreads)},
-        sum_slices_kernel<scalar_t, index_t>,
-        g.sampled,
-        read_from<index_t>(walk.order),
-        write_to<scalar_t>(walk.sampled),
-        plan.slices,
-        g.nnz
+        {"sparse_linear_kernel",
+         grid_of(op, plan.tiles * plan.slices),
+         dim3(kThreads),
+         plan.shared_bytes},
+        !sampled  ? sparse_linear_kernel<scalar_t, index_t, true, false>
+        : product ? sparse_linear_kernel<scalar_t, index_t, true, true>
+                  : sparse_linear_kernel<scalar_t, index_t, false, true>,
+        g,
+        plan
     );
+  };
+  if (sampled) {
+    const auto* order = read_from<index_t>(walk.order);
+    sum_in_slices<scalar_t, index_t>(op, scope, plan.slices, order, *walk.sampled, walk_all);
+  } else {
+    walk_all(nullptr);
   }
 }
 

@@ -99,13 +99,11 @@ GramOperator GramOperator::matrix_free(const Lists& tall, int64_t size, GramScra
 }
 
 void GramOperator::multiply(const double* x, int64_t width, double* y) const {
-  std::fill(y, y + width * stride_, 0.0);
-  if (counts_) {
-    gram_kernels().multiply_float(counts_, size_, stride_, x, width, y);
-    return;
-  }
-  if (sums_) {
-    gram_kernels().multiply_double(sums_, size_, stride_, x, width, y);
+  if (!is_matrix_free()) {
+    ++scratch_->products;
+    std::fill(y, y + width * stride_, 0.0);
+    counts_ ? gram_kernels().multiply_float(counts_, size_, stride_, x, width, y)
+            : gram_kernels().multiply_double(sums_, size_, stride_, x, width, y);
     return;
   }
   double* from = scratch_->pairs.data();
@@ -115,6 +113,7 @@ void GramOperator::multiply(const double* x, int64_t width, double* y) const {
     from[2 * i + 1] = width == 2 ? x[stride_ + i] : 0;
   }
   multiply_pairs(from, to);
+  std::fill(y, y + width * stride_, 0.0);
   for (int64_t i = 0; i < size_; ++i) {
     for (int64_t t = 0; t < width; ++t) {
       y[t * stride_ + i] = to[2 * i + t];
@@ -123,6 +122,7 @@ void GramOperator::multiply(const double* x, int64_t width, double* y) const {
 }
 
 void GramOperator::multiply_pairs(const double* x, double* y) const {
+  ++scratch_->products;
   const int64_t slabs = static_cast<int64_t>(slab_.size()) - 1;
   double* sums = slabs == 1 ? y : scratch_->pairs.data() + 4 * size_;  // [slabs, size, 2]
   scratch_->run_jobs(slabs, [&](int64_t slab) {

@@ -38,6 +38,7 @@ struct GramScratch {
       job(i);
     }
   };
+  int64_t products = 0;  // with Gram matrices so far, of one or two vectors each
   AlignedVector<uint64_t> bits;
   AlignedVector<float> counts;
   AlignedVector<double> sums;

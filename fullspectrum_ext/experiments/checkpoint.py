@@ -9,7 +9,7 @@ import torch
 from fullspectrum_ext._files import write_atomically
 from fullspectrum_ext.checkpoints import load_tensors
 
-_FORMAT = "fullspectrum run 1"
+_FORMAT = "fullspectrum run 2"
 _KEYS = {
     "format",
     "config",
@@ -22,7 +22,10 @@ _KEYS = {
     "optimizer",
     "scheduler",
     "generator",
+    "hook",
     "seconds",
+    "stage",
+    "kept",
 }
 
 

@@ -13,6 +13,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
 
+from fullspectrum_ext import pruning
 from fullspectrum_ext.experiments.data import DATASETS
 from fullspectrum_ext.experiments.methods import check_method
 from fullspectrum_ext.experiments.models import MODELS
@@ -46,7 +47,9 @@ class TrainConfig:
     model: str = _setting("mlp", f"Model: {', '.join(MODELS)}.")
     methods: tuple[str, ...] = _setting(
         ("pags:snip", "snip", "erk"),
-        "Pruning methods to compare. pags:BASE samples around BASE; dense prunes nothing.",
+        f"Pruning methods to compare: {', '.join(pruning.methods())}; "
+        "pags:BASE samples around BASE; dense prunes nothing; "
+        "omp, gmp, imp and imp:lr prune by magnitude in the course of training.",
     )
     sparsity: float = _setting(0.95, "Fraction of the weights that is removed, in [0, 1).")
     candidates: int = _setting(100, "Masks that pags draws and chooses from.")
@@ -54,6 +57,9 @@ class TrainConfig:
         (0, 1, 2), "One run each. Methods share a seed's initial weights and order of the data."
     )
     epochs: int = _setting(40, "Passes over the training data.")
+    rewind_epoch: int = _setting(
+        1, "imp: the epoch at whose end the weights are that each round begins with; 0: initial."
+    )
     batch_size: int = _setting(64, "Samples in a step.")
     optimizer: str = _setting("adamw", f"One of {', '.join(OPTIMIZERS)} (sgd has momentum 0.9).")
     learning_rate: float = _setting(3e-3, "At the start; falls to zero along a cosine.")
@@ -86,10 +92,15 @@ class TrainConfig:
         for method in self.methods:
             check_method(method)
         at_least_one = ("candidates", "epochs", "batch_size")
-        for name in (*at_least_one, "coordinate_every", "threads"):
+        for name in (*at_least_one, "coordinate_every", "rewind_epoch", "threads"):
             least = int(name in at_least_one)
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
+        if "imp" in self.methods and self.rewind_epoch >= self.epochs:
+            raise ValueError(
+                f"rewind_epoch: expected less than epochs with imp, got {self.rewind_epoch} "
+                f"and {self.epochs}"
+            )
         for seed in self.seeds:
             if not 0 <= seed < 2**63:
                 raise ValueError(f"seeds: expected values in [0, 2**63), got {seed}")

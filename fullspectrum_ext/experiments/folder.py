@@ -34,13 +34,13 @@ class RunFolder:
         """File of a run's checkpoint."""
         return self._checkpoints / f"{_file_name(method)}-{seed}.pt"
 
-    def masks(self, method: str, seed: int) -> Path:
-        """File of a run's masks."""
-        return self._masks / f"{_file_name(method)}-{seed}.safetensors"
+    def masks(self, method: str, seed: int, stage: int | None = None) -> Path:
+        """File of a run's masks: of its last stage, or of an earlier one, from 0."""
+        return self._masks / f"{_file_name(method)}-{seed}{_suffix(stage)}.safetensors"
 
-    def backends(self, method: str, seed: int) -> Path:
-        """File of the backends that were measured to be the faster ones in a run."""
-        return self._backends / f"{_file_name(method)}-{seed}.json"
+    def backends(self, method: str, seed: int, stage: int | None = None) -> Path:
+        """File of the backends that were measured to be the faster ones in a run's stage."""
+        return self._backends / f"{_file_name(method)}-{seed}{_suffix(stage)}.json"
 
     def tensorboard(self, method: str, seed: int) -> Path:
         """Folder of a run's TensorBoard events."""
@@ -104,3 +104,7 @@ class RunFolder:
 
 def _file_name(method: str) -> str:
     return method.replace(":", "-")
+
+
+def _suffix(stage: int | None) -> str:
+    return "" if stage is None else f"-stage{stage}"

@@ -13,7 +13,14 @@ import safetensors
 from torch import Tensor
 
 from fullspectrum_ext._files import write_atomically
-from fullspectrum_ext._layers import Patterns, StoredLayer, read_layer, select_names, stored_layers
+from fullspectrum_ext._layers import (
+    Patterns,
+    StoredLayer,
+    read_layer,
+    select_names,
+    stored_layers,
+    stored_size,
+)
 from fullspectrum_ext.checkpoints import Checkpoint, open_checkpoint
 from fullspectrum_ext.experiments.report import new_figure, png
 from fullspectrum_ext.masks import FORMAT, MaskSet
@@ -140,10 +147,10 @@ def _sizes(layers: Mapping[str, StoredLayer], headers: Mapping[str, Tensor]) -> 
     """Number of weights stored for each layer, in the order of the file."""
     sizes = {}
     for name, layer in layers.items():
-        header = headers[layer.weight]
-        sizes[name] = header.numel()
-        if header.numel() == 0:
-            raise ValueError(f"{name}: expected weights, got shape {tuple(header.shape)}")
+        sizes[name] = stored_size(layer, headers)
+        if sizes[name] == 0:
+            shape = tuple(headers[layer.weight].shape)
+            raise ValueError(f"{name}: expected weights, got shape {shape}")
     return sizes
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,8 +13,9 @@ from fullspectrum_ext.experiments.config import TrainConfig
 from fullspectrum_ext.experiments.data import Batches, load_data
 from fullspectrum_ext.experiments.environment import environment
 from fullspectrum_ext.experiments.folder import RunFolder
-from fullspectrum_ext.experiments.methods import DENSE, make_masks
+from fullspectrum_ext.experiments.methods import make_procedure, split_ablation
 from fullspectrum_ext.experiments.models import build_model
+from fullspectrum_ext.experiments.procedures import StageStart, schedule_epochs
 from fullspectrum_ext.experiments.progress import TrainingProgress
 from fullspectrum_ext.experiments.records import (
     append_record,
@@ -23,10 +23,12 @@ from fullspectrum_ext.experiments.records import (
     rewind_records,
     write_json,
 )
+from fullspectrum_ext.experiments.snapshot import Snapshot, load_progress, take_snapshot
 from fullspectrum_ext.experiments.spectrum_logger import SpectrumLogger
 from fullspectrum_ext.experiments.training import Run, evaluate, reproducible
 from fullspectrum_ext.masks import MaskSet
 from fullspectrum_ext.nn import choose_backends, sparsify
+from fullspectrum_ext.pruning.audit import REINITIALISED, audit
 from fullspectrum_ext.spectral import full_spectrum
 
 
@@ -79,11 +81,12 @@ class _Job:
         states = {run: self._load(*run) for run in self.order}
         done = {run: state["epoch"] if state else 0 for run, state in states.items()}
         rewind_records(self.folder.records, done)
+        runs = {run: _MethodRun(self, *run) for run in self.order}
         with self.progress:
-            self.progress.start_job(self.config.epochs * len(self.order))
-            runs = [self._one_run(*run, states.pop(run)) for run in self.order]
+            self.progress.start_job(sum(run.epochs for run in runs.values()))
+            results = [runs.pop(run).complete(states.pop(run)) for run in self.order]
         settings = dataclasses.asdict(self.config)
-        return {"config": settings, "environment": environment(), "runs": runs}
+        return {"config": settings, "environment": environment(), "runs": results}
 
     def _load(self, method: str, seed: int) -> dict[str, Any] | None:
         path = self.folder.checkpoint(method, seed)
@@ -92,110 +95,202 @@ class _Job:
         expected = {"config": self.config.digest(), "method": method, "seed": seed}
         return load_checkpoint(path, **expected)
 
-    def _one_run(self, method: str, seed: int, state: dict[str, Any] | None) -> dict[str, Any]:
-        """Bring one run from its checkpoint, or from nothing, to its end and judge it."""
-        title = f"{method}, seed {seed}"
+
+class _MethodRun:
+    """One method with one seed, stage by stage."""
+
+    run: Run
+    masks: MaskSet  # those that the stage began with
+
+    def __init__(self, job: _Job, method: str, seed: int) -> None:
+        self.config, self.folder, self.dataset = job.config, job.folder, job.dataset
+        self.progress, self.threads = job.progress, job.threads
+        self.method, self.seed = method, seed
+        self.title = f"{method}, seed {seed}"
+        name, self.ablation = split_ablation(method)
+        self.procedure = make_procedure(name, job.config, seed)
+        self.stages = self.procedure.stages
+        self.stage = 0
+        self.kept: Snapshot | None = None
+        self.pruning_seconds = 0.0
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of all stages."""
+        return sum(stage.epochs for stage in self.stages)
+
+    def complete(self, state: dict[str, Any] | None) -> dict[str, Any]:
+        """Bring the run from its checkpoint, or from nothing, to its end and judge it."""
         done = state["epoch"] if state else 0
-        self.progress.start_run(f"{title}: pruning", self.config.epochs, done)
-        model = self._build(seed)
+        self.progress.start_run(f"{self.title}: pruning", self.epochs, done)
         if state is None:
-            masks, pruning_seconds = self._prune(model, method, seed)
+            self._begin_first()
         else:
-            masks, pruning_seconds = self._load_masks(state, method, seed), state["pruning_seconds"]
-        self.progress.note(title)
-        if method != DENSE:
-            model = sparsify(model, masks, backend=self._backends(model, masks, method, seed))
-        run = Run(self.config, self.dataset, model, seed)
-        facts = {
-            "config": self.config.digest(),
-            "method": method,
-            "seed": seed,
-            "masks": masks.digest(),
-            "pruning_seconds": pruning_seconds,
-        }
-        checkpoint = self.folder.checkpoint(method, seed)
-        if state is None:
-            save_checkpoint(checkpoint, facts | run.state_dict())
-        else:
-            _restore(run, state, checkpoint)
-        run.logger = self._logger(run, method, seed)
-        while run.epoch < self.config.epochs:
-            record = run.train_epoch()
-            line = {"method": method, "seed": seed, **record}
-            line |= {"density": masks.density, "threads": self.threads}
-            append_record(self.folder.records, line)
-            save_checkpoint(checkpoint, facts | run.state_dict())
-            self.progress.end_epoch()
-        if run.logger is not None:
-            run.logger.close()
-        result = self._judge(run, masks, seed)
-        self.progress.end_run(f"{title}: test accuracy {result['test_accuracy']:.2%}")
-        times = {"pruning_seconds": pruning_seconds, "training_seconds": run.seconds}
-        return {"method": method, "seed": seed, **result, **times}
+            self._resume(state)
+        self._train_stage()
+        while not self._is_last():
+            self._begin_next()
+            self._train_stage()
+        result = self._judge()
+        self.progress.end_run(f"{self.title}: test accuracy {result['test_accuracy']:.2%}")
+        times = {"pruning_seconds": self.pruning_seconds, "training_seconds": self.run.seconds}
+        return {"method": self.method, "seed": self.seed, **result, **times}
 
-    def _logger(self, run: Run, method: str, seed: int) -> SpectrumLogger | None:
-        if not self.config.coordinate_every:
-            return None
-        tensorboard = self.folder.tensorboard(method, seed) if self.config.tensorboard else None
-        return SpectrumLogger(
-            run.model,
-            every=self.config.coordinate_every,
-            steps=run.steps,
-            tensorboard=tensorboard,
-        )
+    # ---- stages ----------------------------------------------------------------------------------
 
-    def _build(self, seed: int) -> nn.Module:
-        model = build_model(self.config.model, self.dataset.shape, self.dataset.classes, seed)
-        return model.to(self.config.device)
+    def _begin_first(self) -> None:
+        self._make_run(self._prune(self._build(), None))
+        self.run.hook = self.procedure.hook(0, self.run)
+        self._save()
 
-    def _prune(self, model: nn.Module, method: str, seed: int) -> tuple[MaskSet, float]:
-        """Make the masks of a run, and save them before anything builds on them."""
-        start = time.perf_counter()
-        masks = make_masks(
-            method,
-            model,
-            sparsity=self.config.sparsity,
-            candidates=self.config.candidates,
-            data=list(Batches(self.dataset.train, self.config.batch_size, seed)),
-            seed=seed,
-            progress=lambda done, of: self.progress.note(
-                f"{method}, seed {seed}: mask {done} of {of}"
-            ),
-        )
-        seconds = time.perf_counter() - start
-        path = self.folder.masks(method, seed)
-        masks.save(path)
-        return MaskSet.load(path), seconds  # as a resumed run has them, on the CPU
+    def _begin_next(self) -> None:
+        """Go from the end of a stage to the begin of the next one."""
+        ended, before = self.run, self._masks_now()
+        snapshot = take_snapshot(ended, before)
+        if self.stages[self.stage].keeps:
+            self.kept = snapshot
+        self.stage += 1
+        start = self.stages[self.stage].start
+        model = self._build()
+        model.load_state_dict(snapshot["model"])
+        self._make_run(self._prune(model, before))
+        self.run.go_on_after(ended)
+        if start == "rewind" and self.kept is not None:
+            load_progress(self.run, self.kept, self.masks)
+        if start == "continue":
+            load_progress(self.run, snapshot, self.masks)
+        self.run.hook = self.procedure.hook(self.stage, self.run)
+        self._save()
 
-    def _load_masks(self, state: dict[str, Any], method: str, seed: int) -> MaskSet:
-        path = self.folder.masks(method, seed)
-        masks = MaskSet.load(path)
-        if masks.digest() != state["masks"]:
+    def _resume(self, state: dict[str, Any]) -> None:
+        checkpoint = self.folder.checkpoint(self.method, self.seed)
+        self.stage, self.kept = state["stage"], state["kept"]
+        self.pruning_seconds = state["pruning_seconds"]
+        path = self.folder.masks(self.method, self.seed, self._stage_in_names())
+        self.masks = MaskSet.load(path)
+        if self.masks.digest() != state["masks"]:
             raise ValueError(f"{path}: not the masks that this run was trained with")
-        return masks
+        self._make_run(self._build())
+        self.run.hook = self.procedure.hook(self.stage, self.run)
+        try:
+            self.run.load_state_dict(state)
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(f"{checkpoint}: does not fit the run: {error}") from error
 
-    def _backends(
-        self, model: nn.Module, masks: MaskSet, method: str, seed: int
-    ) -> str | Mapping[str, str]:
+    def _train_stage(self) -> None:
+        title = self.stages[self.stage].title
+        self.progress.note(f"{self.title}: {title}" if title else self.title)
+        end = sum(stage.epochs for stage in self.stages[: self.stage + 1])
+        self.run.logger = self._logger()
+        while self.run.epoch < end:
+            record = self.run.train_epoch()
+            line = {"method": self.method, "seed": self.seed, **record}
+            line |= {"density": self._masks_now().density, "threads": self.threads}
+            append_record(self.folder.records, line)
+            self._save()
+            self.progress.end_epoch()
+        if self.run.logger is not None:
+            self.run.logger.close()
+
+    # ---- parts of a stage ------------------------------------------------------------------------
+
+    def _build(self) -> nn.Module:
+        config, dataset = self.config, self.dataset
+        model = build_model(config.model, dataset.shape, dataset.classes, self.seed)
+        return model.to(config.device)
+
+    def _prune(self, model: nn.Module, before: MaskSet | None) -> nn.Module:
+        """Make the masks of the stage, and save them before anything builds on them.
+
+        Args:
+            model: Dense, with the weights at the end of the stage before.
+            before: The masks then; None in the first stage.
+
+        Returns:
+            The dense model with the weights that the stage begins with.
+        """
+        clock = time.perf_counter()
+        start = StageStart(
+            model,
+            before,
+            data=list(Batches(self.dataset.train, self.config.batch_size, self.seed)),
+            note=lambda words: self.progress.note(f"{self.title}: {words}"),
+        )
+        masks = self.procedure.masks(self.stage, start)
+        if self.stages[self.stage].start == "rewind" and self.kept is not None:
+            model.load_state_dict(self.kept["model"])
+        if self.ablation and self._is_last():
+            model, masks = audit(model, masks, self.ablation, seed=self.seed)
+        self.pruning_seconds += time.perf_counter() - clock
+        path = self.folder.masks(self.method, self.seed, self._stage_in_names())
+        masks.save(path)
+        self.masks = MaskSet.load(path)  # as a resumed run has them, on the CPU
+        return model
+
+    def _make_run(self, model: nn.Module) -> None:
+        if self.masks.nnz < self.masks.numel:
+            model = sparsify(model, self.masks, backend=self._backends(model))
+        schedule = schedule_epochs(self.stages, self.stage)
+        self.run = Run(self.config, self.dataset, model, self.seed, schedule)
+
+    def _backends(self, model: nn.Module) -> str | Mapping[str, str]:
         # A measured choice is written down before anything builds on it: another measurement may
         # choose otherwise, and a resumed run would not repeat bit for bit.
         if self.config.backend != "measured":
             return self.config.backend
-        path = self.folder.backends(method, seed)
+        path = self.folder.backends(self.method, self.seed, self._stage_in_names())
         if not path.is_file():
-            choices = choose_backends(model, masks, self.dataset.train.x[: self.config.batch_size])
+            batch = self.dataset.train.x[: self.config.batch_size]
+            choices = choose_backends(model, self.masks, batch)
             write_json(path, {name: choice.backend for name, choice in choices.items()})
         return read_json(path)
 
-    def _judge(self, run: Run, masks: MaskSet, seed: int) -> dict[str, Any]:
+    def _logger(self) -> SpectrumLogger | None:
+        if not self.config.coordinate_every:
+            return None
+        tensorboard = self.folder.tensorboard(self.method, self.seed)
+        return SpectrumLogger(
+            self.run.model,
+            every=self.config.coordinate_every,
+            steps=self.run.steps,
+            tensorboard=tensorboard if self.config.tensorboard else None,
+        )
+
+    def _masks_now(self) -> MaskSet:
+        return self.masks if self.run.hook is None else self.run.hook.masks
+
+    def _stage_in_names(self) -> int | None:
+        """What the names of the stage's files hold; nothing for the last one, whose masks stay."""
+        return None if self._is_last() else self.stage
+
+    def _is_last(self) -> bool:
+        return self.stage + 1 == len(self.stages)
+
+    def _save(self) -> None:
+        facts = {
+            "config": self.config.digest(),
+            "method": self.method,
+            "seed": self.seed,
+            "stage": self.stage,
+            "masks": self.masks.digest(),
+            "kept": self.kept,
+            "pruning_seconds": self.pruning_seconds,
+        }
+        path = self.folder.checkpoint(self.method, self.seed)
+        save_checkpoint(path, facts | self.run.state_dict())
+
+    def _judge(self) -> dict[str, Any]:
         """The figures of a finished run."""
-        test_loss, test_accuracy = evaluate(run.model, self.dataset.test)
-        before = full_spectrum(masks, self._build(seed))
-        after = full_spectrum(masks, run.model)
+        test_loss, test_accuracy = evaluate(self.run.model, self.dataset.test)
+        initial = self._build()
+        if self.ablation == REINITIALISED:
+            initial = audit(initial, self.masks, self.ablation, seed=self.seed).model
+        before = full_spectrum(self.masks, initial)
+        after = full_spectrum(self.masks, self.run.model)
         return {
-            "kept": masks.nnz,
-            "total": masks.numel,
-            "sparsity": masks.sparsity,
+            "kept": self.masks.nnz,
+            "total": self.masks.numel,
+            "sparsity": self.masks.sparsity,
             "test_accuracy": test_accuracy,
             "test_loss": test_loss,
             "coordinate_before": before.vector.tolist(),
@@ -204,10 +299,3 @@ class _Job:
             "norm_after": after.norm(),
             "anchor_distance": after.distance(before),
         }
-
-
-def _restore(run: Run, state: dict[str, Any], checkpoint: Path) -> None:
-    try:
-        run.load_state_dict(state)
-    except (KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"{checkpoint}: does not fit the run: {error}") from error

@@ -1,18 +1,20 @@
 """One run: a model, its masks and its optimizer, epoch by epoch, resumable after each."""
 
 import contextlib
+import functools
 import math
 import os
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from fullspectrum_ext.experiments.config import TrainConfig
 from fullspectrum_ext.experiments.data import Batches, Dataset, Split
+from fullspectrum_ext.experiments.procedures import Hook
 from fullspectrum_ext.experiments.spectrum_logger import SpectrumLogger
 
 
@@ -31,6 +33,17 @@ def reproducible(threads: int) -> Generator[None, None, None]:
         torch.use_deterministic_algorithms(deterministic)
 
 
+Forward = Callable[[], tuple[Tensor, Tensor]]
+"""Passes the batch through the model once: the outputs and the loss."""
+
+
+def one_backward(forward: Forward) -> tuple[Tensor, Tensor]:
+    """Pass a batch forward and backward once: what most methods need of a step."""
+    output, loss = forward()
+    loss.backward()
+    return output, loss
+
+
 class Run:
     """One method with one seed, at the end of some epoch.
 
@@ -39,17 +52,31 @@ class Run:
         dataset: On the device of the model.
         model: What is trained, already sparse where it is to be.
         seed: Of the order of the data.
+        schedule: Epochs in which the learning rate falls to zero.
+
+    Attributes:
+        hook: What acts after each step of the optimizer, if anything does.
+        backward: Leaves a batch's gradients, and returns the outputs and the loss to record.
     """
 
-    def __init__(self, config: TrainConfig, dataset: Dataset, model: nn.Module, seed: int) -> None:
+    def __init__(
+        self, config: TrainConfig, dataset: Dataset, model: nn.Module, seed: int, schedule: int
+    ) -> None:
         self.dataset = dataset
         self.model = model
         self.optimizer = _optimizer(config, model)
-        self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, config.epochs)
+        self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, schedule)
         self.batches = Batches(dataset.train, config.batch_size, seed)
         self.epoch = 0
         self.seconds = 0.0
+        self.hook: Hook | None = None
+        self.backward: Callable[[Forward], tuple[Tensor, Tensor]] = one_backward
         self.logger: SpectrumLogger | None = None
+
+    def go_on_after(self, ended: "Run") -> None:
+        """Count on, and draw the batches, from where another run of the same data ended."""
+        self.epoch, self.seconds = ended.epoch, ended.seconds
+        self.batches.generator.set_state(ended.batches.generator.get_state())
 
     @property
     def steps(self) -> int:
@@ -71,10 +98,10 @@ class Run:
         loss_sum, correct = 0.0, 0
         for x, y in self.batches:
             self.optimizer.zero_grad()
-            output = self.model(x)
-            loss = F.cross_entropy(output, y)
-            loss.backward()
+            output, loss = self.backward(functools.partial(self._forward, x, y))
             self.optimizer.step()
+            if self.hook is not None:
+                self.hook.step()
             if self.logger is not None:
                 self.logger.step()
             loss_sum += loss.item() * len(y)
@@ -101,6 +128,10 @@ class Run:
             **(self.logger.take() if self.logger is not None else {}),
         }
 
+    def _forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        output = self.model(x)
+        return output, F.cross_entropy(output, y)
+
     def state_dict(self) -> dict[str, Any]:
         """All that the rest of the run depends on."""
         return {
@@ -110,6 +141,7 @@ class Run:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "generator": self.batches.generator.get_state(),
+            "hook": None if self.hook is None else self.hook.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -120,6 +152,8 @@ class Run:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.batches.generator.set_state(state["generator"])
+        if self.hook is not None:
+            self.hook.load_state_dict(state["hook"])
 
 
 @torch.no_grad()

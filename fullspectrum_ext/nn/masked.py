@@ -1,5 +1,6 @@
 """Dense layers whose masked weights are exactly zero, whatever the optimizer does."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -153,3 +154,54 @@ class MaskedConv2d(_Masked, nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to ``x``, ``[batch, in_channels, height, width]``."""
         return self._conv_forward(x, self._masked_weight(), self.bias)
+
+
+@torch.no_grad()
+def update_masks(
+    model: nn.Module,
+    masks: Mapping[str, Tensor],
+    optimizer: torch.optim.Optimizer | None = None,
+) -> None:
+    """Give masked layers other masks, in place, while they are being trained.
+
+    What a new mask removes becomes zero, and so does all that the optimizer holds for it (momenta,
+    second moments), which would move it on. What it brings back begins at zero. The weights that
+    stay keep their values and states.
+
+    Args:
+        model: A model with masked layers, as ``sparsify(model, masks, backend="masked")`` makes it.
+        masks: Parameter name to the new mask, bool; layers that are not named keep theirs.
+        optimizer: The one that trains the weights.
+
+    Raises:
+        TypeError: If a mask is not a bool tensor.
+        ValueError: If a name is not the weight of a masked layer, or a mask has another shape.
+            Nothing has changed then.
+
+    Example:
+        >>> layer = MaskedLinear(nn.Linear(2, 1, bias=False), torch.tensor([[True, True]]))
+        >>> update_masks(nn.Sequential(layer), {"0.weight": torch.tensor([[True, False]])})
+        >>> layer.weight.count_nonzero().item()
+        1
+    """
+    found = {}
+    for name, mask in masks.items():
+        prefix, _, parameter = name.rpartition(".")
+        layer = dict(model.named_modules()).get(prefix)
+        if not isinstance(layer, _Masked) or parameter != "weight":
+            raise ValueError(f"masks[{name!r}]: expected the weight of a masked layer")
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+            raise TypeError(f"masks[{name!r}]: expected a bool tensor")
+        if mask.shape != layer.mask.shape:
+            raise ValueError(
+                f"masks[{name!r}]: expected shape {tuple(layer.mask.shape)}, "
+                f"got {tuple(mask.shape)}"
+            )
+        found[name] = layer
+    for name, layer in found.items():
+        layer.mask.copy_(masks[name])
+        layer.zero_removed_()
+        state = {} if optimizer is None else optimizer.state.get(layer.weight, {})
+        for held in state.values():
+            if isinstance(held, Tensor) and held.shape == layer.weight.shape:
+                held.masked_fill_(~layer.mask, 0)

@@ -208,7 +208,7 @@ class _Search:
         self.trace = [self._line(0, name) for name in graphs]
 
     def measured(self, candidates: Iterable[Graphs]) -> Iterator[tuple[Graphs, Measured]]:
-        """Measure candidates, as many together as fit: the engine likes many matrices at a time."""
+        """Measure candidates, several together: a GPU takes one row of launches for all of them."""
         group: list[Graphs] = []
         edges = 0
         for candidate in candidates:

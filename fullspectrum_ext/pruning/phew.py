@@ -124,8 +124,10 @@ def _layers(model: nn.Module, *, known: bool) -> dict[str, _Layer]:
         raise ValueError(
             "model: method 'phew' walks from layer to layer, and these are not known to form a "
             "chain, as those of an nn.Sequential are; if each layer is fed by the one before it in "
-            "the model's order, pass chain=True"
+            "the model's order, pass chain=True to prune"
         )
+    if any(getattr(module, "groups", 1) != 1 for module in model.modules()):
+        raise ValueError("chain: method 'phew' does not walk through a grouped convolution")
     layers: dict[str, _Layer] = {}
     units = 0  # of the layer before
     for name, weight in weights.items():

@@ -16,6 +16,9 @@ STATE = {
     "optimizer": {"state": {0: {"step": torch.tensor(2.0)}}, "param_groups": [{"lr": 0.1}]},
     "scheduler": {"last_epoch": 3},
     "generator": torch.Generator().get_state(),
+    "hook": None,
+    "stage": 0,
+    "kept": None,
     "seconds": 1.5,
 }
 

@@ -3,6 +3,7 @@ import io
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from jobs import SMALL
@@ -32,7 +33,9 @@ def assert_same(spectrum, expected):
     assert spectrum.to_dict() == expected.to_dict()
 
 
-@pytest.mark.parametrize("kind", ["zeroed", "torch prune", "sparse", "wrapped", "safetensors"])
+@pytest.mark.parametrize(
+    "kind", ["zeroed", "torch prune", "sparse", "wrapped", "safetensors", "bitmask"]
+)
 def test_every_way_to_store_a_sparse_network_scores_the_same(tmp_path, masks, kind):
     file = tmp_path / ("x.safetensors" if kind == "safetensors" else "x.pt")
     model = net()
@@ -50,6 +53,13 @@ def test_every_way_to_store_a_sparse_network_scores_the_same(tmp_path, masks, ki
         safetensors.torch.save_file(model.state_dict(), file)
     else:
         state = model.state_dict()
+        if kind == "bitmask":
+            for name, mask in masks.items():
+                weight, layer = state.pop(name), name.removesuffix(".weight")
+                bits = np.packbits(mask.numpy(), axis=-1, bitorder="little")
+                state[f"{layer}.bitmask"] = torch.from_numpy(bits)
+                state[f"{layer}.compressed"] = weight[mask]
+                state[f"{layer}.shape"] = torch.tensor(weight.shape)
         torch.save({"state_dict": state, "epoch": 1} if kind == "wrapped" else state, file)
 
     assert_same(score_file(file).spectrum, fs.full_spectrum(masks, net(), chain=False))

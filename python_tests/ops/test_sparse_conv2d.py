@@ -35,6 +35,8 @@ CASES = {
     "taps far apart": (1, 2, 3, 302, 303, (2, 2), 0.7, {"dilation": (300, 300)}),
     "a wide image": (1, 3, 20, 9, 45, (3, 3), 0.5, {"padding": (1, 1)}),
     "many channels": (1, 60, 50, 4, 5, (3, 3), 0.6, {"padding": (1, 1)}),
+    "many strided channels": (1, 60, 50, 7, 9, (3, 3), 0.3, {"stride": (2, 2)}),
+    "groups, stride 3": (2, 6, 4, 10, 11, (3, 4), 0.6, {"stride": (3, 3), "groups": 2}),
 }
 
 
@@ -212,6 +214,47 @@ def test_layers_without_channels(device):
     assert not x.grad.any()
 
 
+def test_a_column_may_come_several_times_in_a_row(device):
+    row = torch.tensor([0, 0, 4, 4, 4, 7, 9, 9])  # of two input channels, 3x3
+    crow_indices = torch.arange(0, 33, 8, dtype=torch.int32, device=device)
+    col_indices = row.repeat(4).to(device, torch.int32)
+    values = torch.randn(32, dtype=torch.float64, device=device)
+    x = torch.randn(2, 2, 5, 6, dtype=torch.float64, device=device)
+    weight = torch.zeros(4, 18, dtype=torch.float64, device=device)
+    rows = torch.arange(4, device=device).repeat_interleave(8)
+    weight.index_put_((rows, col_indices.long()), values, accumulate=True)
+    weight = weight.view(4, 2, 3, 3).requires_grad_()
+    x.requires_grad_()
+    dense = torch.nn.functional.conv2d(x, weight, stride=2, padding=1)
+    grad = torch.randn_like(dense)
+    grad_x, grad_weight = torch.autograd.grad(dense, (x, weight), grad)
+    wanted = (dense, grad_x, grad_weight.view(4, 18)[rows, col_indices.long()])
+
+    index = (crow_indices, col_indices)
+    geometry = {**PLAIN, "stride": (2, 2), "padding": (1, 1)}
+    found = ours_with_gradients(x, values, index, 3, x.new_zeros(4), geometry, grad)
+
+    torch.testing.assert_close(found[:3], wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_a_number_that_is_not_finite_reaches_only_what_meets_it(device):
+    # of a 3x3 kernel the taps (0, 0) and (1, 1); with stride 2 nothing meets the last row
+    index = (torch.tensor([0, 2], device=device), torch.tensor([0, 4], device=device))
+    values = torch.tensor([1.0, 2.0], device=device)
+    x = torch.ones(1, 1, 6, 6, device=device)
+    x[..., 0, 0], x[..., 5, :] = torch.inf, torch.nan
+    geometry = {**PLAIN, "stride": (2, 2)}
+
+    found = ours_with_gradients(
+        x, values, index, 3, torch.zeros(1, device=device), geometry, torch.ones(1, 1, 2, 2).to(x)
+    )
+
+    y, grad_x, grad_values, _ = (t.isfinite().flatten().tolist() for t in found)
+    assert y == [False, True, True, True]
+    assert all(grad_x)
+    assert grad_values == [False, True]
+
+
 def test_one_full_row_among_empty_ones(device):
     mask = torch.zeros(30, 90, dtype=torch.bool)
     mask[17] = True
@@ -243,7 +286,7 @@ def test_every_division_among_threads_gives_the_reference_and_the_same_bits(thre
 
 # ---- derivatives ---------------------------------------------------------------------------------
 
-SMALL = (2, 2, 4, 3, 4, (2, 3), 0.5, {"stride": (2, 1), "padding": (1, 1), "groups": 2})
+SMALL = (1, 2, 4, 3, 3, (2, 3), 0.5, {"stride": (2, 1), "padding": (1, 1), "groups": 2})
 
 
 def differentiable(device):

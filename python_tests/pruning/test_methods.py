@@ -1,13 +1,15 @@
 """Each method against its definition, worked by hand or written out plainly."""
 
 import copy
+import itertools
 
 import networks
 import pytest
 import torch
 from torch import nn
 
-from fullspectrum_ext.pruning import prune
+from fullspectrum_ext.pruning import prune, synflow
+from fullspectrum_ext.pruning.densities import layer_counts
 
 
 def test_magnitude_by_hand():
@@ -29,7 +31,7 @@ def test_magnitude_per_layer():
     assert [int(mask.sum()) for mask in masks.values()] == [8, 8]
 
 
-@pytest.mark.parametrize("method", ["uniform", "erk"])
+@pytest.mark.parametrize("method", ["uniform", "er", "erk"])
 def test_fixed_layer_counts(method):
     model = networks.mlp()
     counts = [
@@ -40,9 +42,23 @@ def test_fixed_layer_counts(method):
     densities = [count / size for count, size in zip(counts[0], (19200, 30000, 1000), strict=True)]
     if method == "uniform":
         assert densities == pytest.approx([0.1, 0.1, 0.1], abs=1e-3)
-    else:  # raw densities 364/19200, 400/30000, 110/1000
+    else:  # raw densities 364/19200, 400/30000, 110/1000, for matrices the same in both
         assert densities[1] < densities[0] < densities[2] <= 1
         assert densities[0] / densities[1] == pytest.approx((364 / 19200) / (400 / 30000), rel=1e-2)
+
+
+def test_er_counts_units_and_erk_the_kernel_too():
+    model = networks.conv_net()
+    shapes = {name: weight.shape for name, weight in model.named_parameters() if weight.dim() > 1}
+    for method in ("er", "erk"):
+        masks = prune(model, method, sparsity=0.9)
+        counts = {name: int(mask.sum()) for name, mask in masks.items()}
+        assert counts == layer_counts(shapes, masks.meta["density"], method)
+    # 1 -> 16 and 16 -> 32 channels of 3 x 3: raw densities 17/16 and 48/512, of which the first is
+    # 11.3 times the second, or 23/144 and 54/4608, 13.6 times
+    er, erk = (prune(model, m, sparsity=0.95, include=["0", "3"]) for m in ("er", "erk"))
+    ratios = [float(m["0.weight"].float().mean() / m["3.weight"].float().mean()) for m in (er, erk)]
+    assert ratios == pytest.approx([11.33, 13.63], rel=0.02)
 
 
 def test_random_counts_vary_between_layers_but_not_much():
@@ -55,7 +71,7 @@ def test_random_counts_vary_between_layers_but_not_much():
     assert all(abs(count - 1920) < 5 * 33 for count in counts)
 
 
-@pytest.mark.parametrize("method", ["random", "uniform", "erk"])
+@pytest.mark.parametrize("method", ["random", "uniform", "er", "erk"])
 def test_random_positions_are_spread_evenly(method):
     model = nn.Linear(100, 100)
     hits = sum(prune(model, method, sparsity=0.8, seed=seed)["weight"].int() for seed in range(50))
@@ -93,6 +109,14 @@ def test_snip_normalises_by_the_batch_not_by_fresh_running_statistics():
     scores = plain_snip(model, data)
     kept = torch.cat([mask.flatten() for mask in masks.values()])
     assert scores[kept].min() >= scores[~kept].max()
+
+
+@pytest.mark.parametrize("image", [False, True], ids=["mlp", "conv"])
+def test_taylor1_is_the_number_that_snip_is(image):
+    model = networks.conv_net() if image else networks.mlp()
+    data = networks.digits(image=image)
+    taylor, snip = (networks.scores_of(method, model, data=data) for method in ("taylor1", "snip"))
+    assert all(torch.equal(taylor[name], snip[name]) for name in snip)
 
 
 def test_snip_in_half_precision_does_not_round_scores_to_zero():
@@ -135,6 +159,31 @@ def test_synflow_against_its_definition(image, sparsity):
     expected = plain_synflow(model, shape, 1 - sparsity, 20)
     assert torch.equal(torch.cat([mask.flatten() for mask in masks.values()]), expected)
     assert all(mask.any() for mask in masks.values())
+
+
+@pytest.mark.parametrize("image", [False, True], ids=["mlp", "conv"])
+@pytest.mark.parametrize("density", [1.0, 0.2])
+def test_synflow_conserves_the_flow_through_every_hidden_unit(image, density):
+    # Tanaka et al., theorem 1: what a unit's bias adds flows in as the weights do.
+    model = networks.conv_net() if image else networks.mlp()
+    ones = torch.ones(1, *((1, 8, 8) if image else (64,)), dtype=torch.float64)
+    model = synflow._linearised(copy.deepcopy(model))
+    names = [name for name, weight in model.named_parameters() if weight.dim() > 1]
+    full = {name: model.get_parameter(name).detach().clone() for name in names}
+    alive = {name: torch.rand(weight.shape) < density for name, weight in full.items()}
+    flow = synflow._flow(model, ones, full, alive)
+    parameters = dict(model.named_parameters())
+    model.zero_grad()
+    model(ones).sum().backward()
+    for before, after in itertools.pairwise(names):
+        coming = flow[before].flatten(1).sum(1)
+        bias = parameters.get(before.replace("weight", "bias"))
+        if bias is not None:
+            coming = coming + (bias * bias.grad).detach()
+        units = coming.numel()
+        going = flow[after].reshape(flow[after].shape[0], units, -1).sum((0, 2))
+        torch.testing.assert_close(coming, going, rtol=1e-9, atol=1e-9 * float(going.max()))
+        assert float(going.max()) > 0
 
 
 def test_synflow_takes_the_shape_from_the_data():

@@ -1,6 +1,9 @@
+import contextlib
+import itertools
 import math
 
 import networks
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -134,14 +137,19 @@ SCATTERED = torch.eye(6)  # nine edges too, of degrees too small to have a gap
 SCATTERED[[0, 1, 2], [1, 2, 3]] = 1
 
 
-def scripted(script):
-    """A method that gives the masks of a script, one entry a call."""
+@contextlib.contextmanager
+def scripted(script, scope="layer"):
+    """Register a method "scripted" that gives the scores of a script, one entry a call."""
     entries = iter(script)
 
+    @register_pruner("scripted", scopes=(scope,), varies_by="seed")
     def function(context):
         return dict(zip(context.weights, next(entries), strict=True))
 
-    return function
+    try:
+        yield
+    finally:
+        del _METHODS["scripted"]
 
 
 @pytest.mark.parametrize(
@@ -154,13 +162,10 @@ def test_layers_are_accepted_one_by_one_or_all_together(selection, expected):
         nn.init.constant_(layer.weight, value)
     # the second candidate is better in the second layer and worse in the first, and by more
     script = [(COMPLETE, SCATTERED), (SCATTERED, COMPLETE)]
-    register_pruner("scripted", scopes=("layer",), varies_by="seed")(scripted(script))
-    try:
+    with scripted(script):
         masks = prune(
             model, "pags", base="scripted", candidates=1, density=0.25, selection=selection
         )
-    finally:
-        del _METHODS["scripted"]
     assert masks == MaskSet(dict(zip(masks, expected, strict=True)))
     taken = [0, 1] if selection == "per_layer" else [0, 0]
     assert list(masks.meta["pags"]["accepted"].values()) == taken
@@ -177,12 +182,202 @@ def test_layers_that_did_not_change_are_not_measured_again(monkeypatch):
     model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
     moved = COMPLETE.flip(0)  # as many edges as COMPLETE, other ones
     script = [(COMPLETE, COMPLETE), (COMPLETE, moved), (COMPLETE, COMPLETE), (COMPLETE, moved)]
-    register_pruner("scripted", scopes=("layer",), varies_by="seed")(scripted(script))
-    try:
+    with scripted(script):
         prune(model, "pags", base="scripted", candidates=3, density=0.25)
-    finally:
-        del _METHODS["scripted"]
     assert measured == [["0 0.weight", "0 1.weight"], ["0 1.weight", "2 1.weight"]]
+
+
+# Two complete 3 x 3 blocks: sigma = 3, 3, the gap is 2 sqrt(2) - 3 = -0.172; one group, of degree
+# 3 with six taps and six outputs, so IMDB is 6/11 of it. The circulant of three: sigma = 3, 2, the
+# gap 0.828. With weights of one its lambda is 1, that of the blocks 0. With weights of 2 in the
+# first block, the blocks have lambda = 6 - 3 = 3 and the norm 3.42, the circulant 2.30 and 2.79.
+BLOCKS = torch.block_diag(torch.ones(3, 3), torch.ones(3, 3))
+CIRCULANT = sum(torch.eye(6).roll(i, 1) for i in range(3))
+HEAVY = torch.ones(6, 6)
+HEAVY[:3, :3] = 2
+
+
+@pytest.mark.parametrize(
+    ("weight", "base", "candidate", "accepted_by"),
+    [
+        # gap, IMDB and norm rise and nothing else changes: lambda and lambda_imsg are zero
+        (torch.zeros(6, 6), BLOCKS, CIRCULANT, {"loose", "strict", "l2_only"}),
+        # lambda_imsg rises from 0 to 6/11 as well
+        (torch.ones(6, 6), BLOCKS, CIRCULANT, {"loose", "l2_only"}),
+        # gap and IMDB fall, the norm rises by lambda
+        (HEAVY, CIRCULANT, BLOCKS, {"alt", "l2_only"}),
+        # the same, but the norm falls
+        (torch.ones(6, 6), CIRCULANT, BLOCKS, set()),
+    ],
+)
+@pytest.mark.parametrize("rule", ["loose", "strict", "alt", "l2_only"])
+@pytest.mark.parametrize("selection", ["per_layer", "global"])
+def test_rules_on_masks_by_hand(weight, base, candidate, accepted_by, rule, selection):
+    layer = nn.Linear(6, 6)
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+    with scripted([(base,), (candidate,)]):
+        masks = prune(
+            layer,
+            "pags",
+            base="scripted",
+            candidates=1,
+            density=0.5,
+            rule=rule,
+            selection=selection,
+        )
+    accepted = rule in accepted_by
+    assert torch.equal(masks["weight"], (candidate if accepted else base).bool())
+    trace = masks.meta["pags"]["trace"]
+    assert [line["candidate"] for line in trace] == ([0, 1] if accepted else [0])
+    gaps = {True: 2 * math.sqrt(2) - 3, False: 2 * math.sqrt(2) - 2}
+    for line, mask in zip(trace, (base, candidate), strict=False):
+        gap = gaps[mask is BLOCKS]
+        assert line["ramanujan_gap"] == pytest.approx(gap, abs=1e-5)
+        assert line["imdb"] == pytest.approx(6 / 11 * gap, abs=1e-5)
+        assert (line["layer"], line["kept"]) == ("weight", 18)
+
+
+def test_drift_by_hand():
+    # The candidate spends the whole budget on the first layer, and only this layer is better.
+    base = (COMPLETE, COMPLETE)
+    candidate = (BLOCKS, torch.zeros(6, 6))
+    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
+    with torch.no_grad():
+        model[0].weight.copy_(HEAVY.flip(0, 1))
+        model[1].weight.fill_(1.0)
+    arguments = {"base": "scripted", "candidates": 1, "density": 0.25, "rule": "l2_only"}
+    arguments["allow_collapse"] = True
+    with scripted([base, candidate], scope="global"):
+        masks = prune(model, "pags", drift=True, **arguments)
+    assert [int(mask.sum()) for mask in masks.values()] == [9, 9]  # lambda 3 is that of COMPLETE
+    with torch.no_grad():
+        model[0].weight.copy_(100 * HEAVY)  # now the block is heavier where COMPLETE is not
+        model[0].weight[:3, :3] = 1.0
+    with scripted([base, candidate], scope="global"):
+        masks = prune(model, "pags", drift=True, **arguments)
+    assert [int(mask.sum()) for mask in masks.values()] == [18, 9]
+    assert masks.density == 27 / 72
+    trace = masks.meta["pags"]["trace"]
+    assert [(line["candidate"], line["layer"], line["kept"]) for line in trace] == [
+        (0, "0.weight", 9),
+        (0, "1.weight", 9),
+        (1, "0.weight", 18),
+    ]
+    with scripted([base, candidate], scope="global"):
+        kept = prune(model, "pags", **arguments)
+    assert [int(mask.sum()) for mask in kept.values()] == [9, 9]
+
+
+def plain_pags(model, script, density, rule, selection, drift):
+    """The procedure written out: one candidate after the other, measured by ``full_spectrum``."""
+    weights = {name: p.detach() for name, p in model.named_parameters() if p.dim() > 1}
+
+    def cut(scores, counts=None):
+        flat = torch.cat([score.flatten() for score in scores])
+        if counts is None:
+            keep = torch.zeros(len(flat), dtype=torch.bool)
+            keep[flat.argsort(descending=True, stable=True)[: round(density * len(flat))]] = True
+            parts = keep.split([score.numel() for score in scores])
+        else:
+            parts = []
+            for score, count in zip(scores, counts, strict=True):
+                keep = torch.zeros(score.numel(), dtype=torch.bool)
+                keep[score.flatten().argsort(descending=True, stable=True)[:count]] = True
+                parts.append(keep)
+        shapes = [weight.shape for weight in weights.values()]
+        return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+    def measured(mask, name):
+        layer = full_spectrum({name: mask}, {name: weights[name]}).layers[name]
+        gap, _, imdb, imsg = np.nan_to_num(layer.vector)
+        return np.array([np.linalg.norm(np.nan_to_num(layer.vector)), gap, imdb, imsg])
+
+    def better(new, old):
+        (norm, gap, imdb, imsg), (old_norm, old_gap, old_imdb, old_imsg) = new, old
+        loose = imdb >= old_imdb - 1e-6 * abs(old_imdb)
+        strict = loose and old_imsg >= imsg - 1e-6 * abs(imsg)
+        allowed = {"loose": loose, "strict": strict, "alt": gap < old_gap, "l2_only": True}
+        return norm >= old_norm and allowed[rule]
+
+    best = cut(script[0])
+    counts = None if drift else [int(mask.sum()) for mask in best]
+    for scores in script[1:]:
+        new = cut(scores, counts)
+        s_new = [measured(mask, name) for mask, name in zip(new, weights, strict=True)]
+        s_best = [measured(mask, name) for mask, name in zip(best, weights, strict=True)]
+        if selection == "per_layer":
+            pairs = zip(s_new, s_best, new, best, strict=True)
+            best = [mask if better(a, b) else old for a, b, mask, old in pairs]
+        elif better(np.mean(s_new, 0), np.mean(s_best, 0)):
+            best = new
+    return MaskSet(dict(zip(weights, best, strict=True)))
+
+
+@pytest.mark.parametrize("rule", ["loose", "strict", "alt", "l2_only"])
+@pytest.mark.parametrize("selection", ["per_layer", "global"])
+@pytest.mark.parametrize("drift", [False, True])
+def test_against_the_procedure_written_out(rule, selection, drift):
+    torch.manual_seed(2)  # with which every rule accepts something
+    model = nn.Sequential(
+        nn.Conv2d(2, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 12), nn.Linear(12, 6)
+    )
+    shapes = [(8, 2, 3, 3), (12, 32), (6, 12)]
+    script = [[torch.rand(shape) for shape in shapes] for _ in range(21)]
+    with scripted(script, scope="global"):
+        masks = prune(
+            model,
+            "pags",
+            base="scripted",
+            candidates=20,
+            density=0.4,
+            rule=rule,
+            selection=selection,
+            drift=drift,
+        )
+    expected = plain_pags(model, script, 0.4, rule, selection, drift)
+    assert masks == expected
+    assert masks != plain_pags(model, script[:1], 0.4, rule, selection, drift)
+    if not drift or selection == "global":
+        assert masks.nnz == round(0.4 * masks.numel)
+    spectrum = full_spectrum(masks, model)
+    assert masks.meta["pags"]["norm"][-1] == pytest.approx(spectrum.norm(), rel=1e-6)
+
+
+@pytest.mark.parametrize("selection", ["per_layer", "global"])
+@pytest.mark.parametrize("drift", [False, True])
+def test_candidates_measured_together_or_alone_are_the_same(monkeypatch, selection, drift):
+    options = {"candidates": 20, "rule": "l2_only", "selection": selection, "drift": drift}
+    together = run("conv", "random", **options)[1]
+    for name in ("_MOST_TOGETHER", "_MOST_EDGES"):
+        with monkeypatch.context() as patch:
+            patch.setattr(pags_module, name, 1)
+            alone = run("conv", "random", **options)[1]
+        assert alone == together
+        assert alone.meta == together.meta
+
+
+@pytest.mark.parametrize("drift", [False, True])
+def test_the_trace_says_how_the_masks_came_about(drift, tmp_path):
+    _, masks = run("conv", "random", candidates=30, drift=drift)
+    record = masks.meta["pags"]
+    latest = {}
+    lines = {k: list(group) for k, group in itertools.groupby(record["trace"], candidate_of)}
+    assert list(lines[0][0]) == [
+        "candidate", "layer", "kept", "norm", "ramanujan_gap", "imdb", "imsg"
+    ]  # fmt: skip
+    for candidate, norm in enumerate(record["norm"]):
+        latest |= {line["layer"]: line for line in lines.get(candidate, [])}
+        assert math.fsum(line["norm"] for line in latest.values()) / 3 == pytest.approx(norm)
+    counts = {name: int(mask.sum()) for name, mask in masks.items()}
+    assert {name: line["kept"] for name, line in latest.items()} == counts
+    assert sum(record["accepted"].values()) == len(record["trace"]) - 3 > 3
+    masks.save(tmp_path / "masks.safetensors")
+    assert MaskSet.load(tmp_path / "masks.safetensors").meta == masks.meta
+
+
+def candidate_of(line):
+    return line["candidate"]
 
 
 @pytest.mark.parametrize(
@@ -232,6 +427,7 @@ def test_progress(capsys):
         ({"selection": "best"}, ValueError, "selection: expected 'per_layer' or 'global'"),
         ({"candidates": -1}, ValueError, "candidates: expected an integer >= 0, got -1"),
         ({"candidates": 2.5}, ValueError, "candidates: expected an integer >= 0, got 2.5"),
+        ({"drift": "no"}, TypeError, "drift: expected True or False, got 'no'"),
         ({"batches_per_candidate": 0}, ValueError, "batches_per_candidate: expected .* >= 1"),
         ({"flavor": "icml"}, ValueError, "flavor: expected 'neurips' or 'iclr'"),
         ({"base_options": {"rounds": 3}}, TypeError, "'snip' has no option 'rounds'"),

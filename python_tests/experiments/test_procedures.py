@@ -1,0 +1,147 @@
+"""Methods that prune in the course of training, in the driver."""
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+from jobs import SMALL, outcome
+
+from fullspectrum_ext.experiments import RunFolder, TrainConfig, methods, suite, train
+from fullspectrum_ext.experiments.procedures import Stage, schedule_epochs
+from fullspectrum_ext.masks import MaskSet
+
+METHODS = ("gmp", "omp", "imp", "imp:lr")
+CONFIG = dataclasses.replace(
+    SMALL, methods=METHODS, seeds=(0,), epochs=2, sparsity=0.4, coordinate_every=0
+)
+
+
+class _Killed(BaseException):
+    """As a signal would come: at any moment, caught by nobody."""
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    path = tmp_path_factory.mktemp("whole") / "run"
+    train(CONFIG, RunFolder(path))
+    return path
+
+
+def test_the_sparsity_asked_for_is_met_exactly_and_masks_are_nested(uninterrupted):
+    for run in outcome(uninterrupted)["runs"]:
+        assert (run["kept"], run["total"]) == (30120, 50200)
+    folder = RunFolder(uninterrupted)
+    kept = [MaskSet.load(folder.masks("imp", 0, stage)) for stage in (0, 1, 2, 3, None)]
+    assert [masks.nnz for masks in kept] == [50200, 50200, 40160, 32128, 30120]
+    for larger, smaller in zip(kept, kept[1:], strict=False):
+        assert not any(bool((smaller[name] & ~larger[name]).any()) for name in smaller)
+
+
+def test_epochs_are_those_of_all_stages_with_their_learning_rates(uninterrupted):
+    records = outcome(uninterrupted)["records"]
+    rates = {
+        method: [r["learning_rate"] for r in records if r["method"] == method] for method in METHODS
+    }
+    high, low = CONFIG.learning_rate, CONFIG.learning_rate / 2
+    assert rates["gmp"] == pytest.approx([high, low])
+    assert rates["omp"] == pytest.approx([high, low] * 2)
+    assert rates["imp"] == pytest.approx([high, low, low, low, low])
+    assert rates["imp:lr"] == pytest.approx([high, low] * 4)
+
+
+@pytest.mark.parametrize("moment", [2, 5, 10, 13, 17, 20])
+def test_a_killed_job_ends_as_an_uninterrupted_one(uninterrupted, tmp_path, monkeypatch, moment):
+    whole = suite.save_checkpoint
+    left = [moment]
+
+    def interrupted(path, content):
+        if left[0] == 0 and moment % 2:
+            raise _Killed
+        whole(path, content)
+        if left[0] == 0:
+            raise _Killed
+        left[0] -= 1
+
+    with monkeypatch.context() as patch:
+        patch.setattr(suite, "save_checkpoint", interrupted)
+        with pytest.raises(_Killed):
+            train(CONFIG, RunFolder(tmp_path / "run"))
+    train(CONFIG, RunFolder(tmp_path / "run"))
+
+    assert outcome(tmp_path / "run") == outcome(uninterrupted)
+
+
+def test_a_round_begins_with_the_very_bits_that_were_kept(tmp_path, monkeypatch):
+    config = dataclasses.replace(CONFIG, methods=("imp",), backend="sparse")
+    saved, begun = [], []
+    save, sparsify = suite.save_checkpoint, suite.sparsify
+
+    def remember(path, state):
+        saved.append(copy.deepcopy(state))
+        save(path, state)
+
+    def begin(model, masks, **options):
+        begun.append(copy.deepcopy(model.state_dict()))
+        return sparsify(model, masks, **options)
+
+    monkeypatch.setattr(suite, "save_checkpoint", remember)
+    monkeypatch.setattr(suite, "sparsify", begin)
+    train(config, RunFolder(tmp_path / "run"))
+
+    (kept,) = [state for state in saved if (state["stage"], state["epoch"]) == (0, 1)]
+    assert len(begun) == 3
+    for model in begun:
+        assert all(torch.equal(model[name], kept["model"][name]) for name in model)
+    # with the learning rate of that moment, and the optimizer's state of what is left
+    first = next(state for state in saved if state["stage"] == 2)
+    assert first["scheduler"] == kept["scheduler"]
+    mask = MaskSet.load(RunFolder(tmp_path / "run").masks("imp", 0, 2))["fc1.weight"]
+    then, now = (state["optimizer"]["state"][0] for state in (kept, first))  # of fc1
+    assert torch.equal(now["exp_avg"], then["exp_avg"][mask])
+    assert now["step"] == then["step"] == 5
+
+
+def test_the_learning_rate_of_a_stage_falls_over_those_that_continue_it():
+    stages = (Stage("a", 3), Stage("b", 2, "continue"), Stage("c", 4), Stage("d", 1, "rewind"))
+    assert [schedule_epochs(stages, i) for i in range(4)] == [5, 2, 4, 1]
+
+
+def test_a_point_to_rewind_to_lies_within_the_epochs():
+    with pytest.raises(ValueError, match="rewind_epoch: expected less than epochs with imp, got 4"):
+        TrainConfig(methods=("imp",), epochs=4, rewind_epoch=4)
+
+
+def test_ablations_break_what_they_say_and_keep_the_layers_counts(tmp_path):
+    names = ("snip", "snip:shuffled", "snip:reinitialised", "imp", "imp:inverted")
+    config = dataclasses.replace(CONFIG, methods=names, epochs=1, rewind_epoch=0, sparsity=0.6)
+    runs = {run["method"]: run for run in train(config, RunFolder(tmp_path / "run"))["runs"]}
+
+    masks = {name: MaskSet.load(RunFolder(tmp_path / "run").masks(name, 0)) for name in names}
+    counts = {name: [int(mask.sum()) for mask in masks[name].values()] for name in names}
+    assert counts["snip"] == counts["snip:shuffled"] == counts["snip:reinitialised"]
+    assert masks["snip"] == masks["snip:reinitialised"] != masks["snip:shuffled"]
+    assert counts["imp"] == counts["imp:inverted"]
+    assert not bool((masks["imp"]["fc2.weight"] & masks["imp:inverted"]["fc2.weight"]).any())
+    norms = {name: run["norm_before"] for name, run in runs.items()}
+    assert norms["snip"] != norms["snip:reinitialised"]
+    assert len({run["test_accuracy"] for run in runs.values()}) > 1
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        ("gmp:shuffled", "method: expected a method that prunes before training, or imp, to be"),
+        ("dense:inverted", "method: expected a method that prunes before training"),
+        ("snip:shaken", "method: only pags samples around a base"),
+        ("imp:snip", "method: "),
+    ],
+)
+def test_methods_that_make_no_sense_are_refused(method, words):
+    with pytest.raises(ValueError, match=words):
+        TrainConfig(methods=(method,))
+
+
+def test_pags_around_random_is_no_ablation():
+    assert methods.split_ablation("pags:random") == ("pags:random", "")
+    assert methods.split_ablation("pags:random:shuffled") == ("pags:random", "shuffled")
