@@ -52,16 +52,13 @@ class Root {
   Root(Bounds bounds, Line line, double budget) : bounds_(bounds), line_(line), budget_(budget) {}
 
   double find(std::vector<double> open) {
-    while (!open.empty()) {
+    for (settle(open); !open.empty(); settle(open)) {
       const double kink = middle_kink(open);
       double sum = line_.at(kink);
       for (const double z : open) {
         sum += clip(z - kink);
       }
       (sum > budget_ ? bounds_.low : bounds_.high) = kink;
-      open.erase(
-          std::remove_if(open.begin(), open.end(), [&](double z) { return settle(z); }), open.end()
-      );
     }
     if (line_.slope == 0) {
       return line_.at_anchor > budget_ ? bounds_.high : bounds_.low;
@@ -86,18 +83,28 @@ class Root {
     return kinks[count / 2];
   }
 
-  // Adds a score to the line if it has no kink between the bounds.
-  bool settle(double z) {
-    if (is_inside(z) || is_inside(z - 1)) {
-      return false;
+  // Moves the scores without a kink between the bounds to the line.
+  void settle(std::vector<double>& open) {
+    const auto is_settled = [&](double z) {
+      if (is_inside(z) || is_inside(z - 1)) {
+        return false;
+      }
+      if (z - 1 >= bounds_.high) {
+        line_.at_anchor += 1;
+      } else if (z >= bounds_.high) {
+        line_.at_anchor += z - line_.anchor;
+        line_.slope += 1;
+      }
+      return true;
+    };
+    // in place and in order: std::remove_if promises no order of the calls
+    auto kept = open.begin();
+    for (const double z : open) {
+      if (!is_settled(z)) {
+        *kept++ = z;
+      }
     }
-    if (z - 1 >= bounds_.high) {
-      line_.at_anchor += 1;
-    } else if (z >= bounds_.high) {
-      line_.at_anchor += z - line_.anchor;
-      line_.slope += 1;
-    }
-    return true;
+    open.erase(kept, open.end());
   }
 
   Bounds bounds_;
