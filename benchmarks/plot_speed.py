@@ -27,6 +27,7 @@ CONV2D = ((64, 32), (128, 16), (256, 8), (512, 4))
 COLORS = {
     "ours": "C0",
     "dense": "black",
+    "dense, channels last": "C4",
     "dense with mask": "0.55",
     "torch CSR": "C1",
     "SparseProp": "C2",

@@ -254,10 +254,12 @@ __global__ void __launch_bounds__(kTileThreads, 1) sparse_conv2d_tile_kernel(
   }
   fill_tap_table(g, t, phase_row, phase_col, table);
 
-  int start[kPixels];
+  // where a lane's first pixel starts; from there to the others is as far for all lanes
+  const int start = t.start_of(g, 0, lane);
+  int further[kPixels];
   FULLSPECTRUM_UNROLL
   for (int j = 0; j < kPixels; ++j) {
-    start[j] = t.start_of(g, j, lane);
+    further[j] = t.start_of(g, j, 0);
   }
 
   for (int from = 0; from < g.group_source; from += t.channels) {
@@ -309,10 +311,10 @@ __global__ void __launch_bounds__(kTileThreads, 1) sparse_conv2d_tile_kernel(
         acc_t part[kPixels] = {};  // summed apart: one long sum would lose more to rounding
         for (int q = 0; q < count; ++q) {
           const Weight<acc_t> weight = staged[q];
-          const scalar_t* met = tile + weight.offset;
+          const scalar_t* met = tile + (start + weight.offset);
           FULLSPECTRUM_UNROLL
           for (int j = 0; j < kPixels; ++j) {
-            part[j] += weight.value * static_cast<acc_t>(met[start[j]]);
+            part[j] += weight.value * static_cast<acc_t>(met[further[j]]);
           }
         }
         FULLSPECTRUM_UNROLL

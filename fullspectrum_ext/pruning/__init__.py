@@ -21,3 +21,4 @@ from fullspectrum_ext.pruning.gradual import GradualPruning, cubic_sparsity
 from fullspectrum_ext.pruning.kstarts import KStarts
 from fullspectrum_ext.pruning.lottery import Ticket, lottery_tickets, ticket_densities
 from fullspectrum_ext.pruning.probmask import ProbMask
+from fullspectrum_ext.pruning.threshold import ThresholdPruning, magnitude_quantiles

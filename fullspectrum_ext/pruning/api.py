@@ -19,6 +19,8 @@ from fullspectrum_ext.pruning.base import Loss, ScoringContext, find_method
 from fullspectrum_ext.pruning.batches import Batches
 from fullspectrum_ext.pruning.selection import check_scores, select
 
+_NOT_RECORDED = {"progress", "checkpoint"}  # options that do not change the masks
+
 
 def prune(
     model: nn.Module,
@@ -97,7 +99,7 @@ def prune(
     if not allow_collapse:
         refuse_collapse(result)
     made_by = {"method": method, "density": density, "scope": scope, "seed": seed}
-    recorded = {name: value for name, value in options.items() if name != "progress"}
+    recorded = {name: value for name, value in options.items() if name not in _NOT_RECORDED}
     result.meta = {**made_by, "options": recorded, **result.meta}
     return result
 

@@ -39,8 +39,9 @@ class ProbMask:
     over all layers together. From when it is made to :meth:`finish`, the model computes with
     masked weights: in training mode with a mask that is drawn for each call, in evaluation mode
     with the :math:`K` most probable weights. Names, parameters and their optimizer stay as they
-    are. In the training loop, call :meth:`backward` in place of ``loss.backward()``, and
-    :meth:`step` after the step of the optimizer::
+    are, and a copy of the model computes with all of its weights. In the training loop, call
+    :meth:`backward` in place of ``loss.backward()``, and :meth:`step` after the step of the
+    optimizer::
 
         probmask = fs.ProbMask(model, sparsity=0.95, steps=epochs * len(loader))
         for x, y in batches:
@@ -131,6 +132,7 @@ class ProbMask:
         self.steps, self.steps_done = steps, 0
         self.estimator, self.train_weights = estimator, train_weights
         self.learning_rate = learning_rate
+        self._model = model
         self._weights = chosen_weights(model, include, exclude)
         self._places = _places(model, self._weights)
         sizes = [weight.numel() for weight in self._weights.values()]
@@ -287,7 +289,12 @@ class ProbMask:
     def _progress(self) -> float:
         return min(self.steps_done / self.steps, 1.0)
 
+    def __deepcopy__(self, _memo: object) -> "ProbMask":
+        return self  # a copied model copies its hooks, but it is not the one that is masked
+
     def _put_masked_weights(self, model: nn.Module, _arguments: object) -> None:
+        if model is not self._model:
+            return
         if model.training:
             masks = self._drawn = {name: self._draw(score) for name, score in self.scores.items()}
         else:

@@ -102,6 +102,29 @@ def test_a_round_begins_with_the_very_bits_that_were_kept(tmp_path, monkeypatch)
     assert now["step"] == then["step"] == 5
 
 
+def test_a_stage_that_continues_changes_nothing(tmp_path):
+    config = dataclasses.replace(CONFIG, methods=("dense", "imp"), epochs=3, rewind_epoch=1)
+    train(config, RunFolder(tmp_path / "run"))
+    records = outcome(tmp_path / "run")["records"]
+    whole, parts = (
+        [{**r, "method": ""} for r in records if r["method"] == method][:3]
+        for method in ("dense", "imp")
+    )
+    assert parts == whole
+
+
+def test_pruned_weights_go_on_truly_sparse_with_their_optimizer_states(tmp_path):
+    losses = []
+    for backend in ("sparse", "masked"):
+        config = dataclasses.replace(CONFIG, methods=("gmp",), backend=backend, epochs=4)
+        train(config, RunFolder(tmp_path / backend))
+        losses.append([r["validation_loss"] for r in outcome(tmp_path / backend)["records"]])
+        model = torch.load(RunFolder(tmp_path / backend).checkpoint("gmp", 0))["model"]
+        assert ("fc1.values" in model) == (backend == "sparse")
+    assert losses[0][:3] == losses[1][:3]
+    assert losses[0][3] == pytest.approx(losses[1][3], rel=1e-4)
+
+
 def test_the_learning_rate_of_a_stage_falls_over_those_that_continue_it():
     stages = (Stage("a", 3), Stage("b", 2, "continue"), Stage("c", 4), Stage("d", 1, "rewind"))
     assert [schedule_epochs(stages, i) for i in range(4)] == [5, 2, 4, 1]

@@ -197,7 +197,9 @@ def small_images(monkeypatch):
     x = torch.randn(40, 3, 32, 32, generator=generator) + y.view(-1, 1, 1, 1)
     split = data.Split(x, y)
     dataset = data.Dataset(split, split, split, 4)
-    monkeypatch.setitem(data.DATASETS, "images", lambda: dataset)
+    monkeypatch.setitem(
+        data.DATASETS, "images", data.Source(lambda _: dataset, "images", (3, 32, 32))
+    )
 
 
 @pytest.mark.parametrize("model", ["resnet20", "vgg16"])

@@ -309,6 +309,25 @@ def test_a_checkpoint_after_an_update_resumes_the_same_training(grow):
     assert train(resumed, fresh, 3, seed=5) == expected
 
 
+@pytest.mark.parametrize("grow", [7, 3, 12], ids=["same-nnz", "fewer", "more"])
+def test_a_compiled_layer_computes_with_the_new_topology(grow):
+    torch._dynamo.reset()
+    layer = layer_of()
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    optimizer = OPTIMIZERS["momentum"](layer.parameters())
+    train(compiled, optimizer, 2)
+    layer.update_topology(*an_update(layer, grow=grow), optimizer)
+    twin = copy.deepcopy(layer)
+    x = torch.randn(4, COLS, dtype=torch.float64)
+
+    for each, own in ((compiled, layer), (twin, twin)):
+        y = each(x)
+        torch.testing.assert_close(y, torch.nn.functional.linear(x, own.to_dense(), own.bias))
+        own.zero_grad()
+        y.square().sum().backward()
+    assert torch.equal(layer.values.grad, twin.values.grad)
+
+
 def test_an_average_of_the_weights_is_updated_by_the_same_call():
     layer = layer_of()
     average = torch.optim.swa_utils.AveragedModel(

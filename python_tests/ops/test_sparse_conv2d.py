@@ -4,7 +4,7 @@ import sys
 
 import pytest
 import torch
-from helpers import random_csr
+from helpers import TOPOLOGIES, random_csr
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -107,19 +107,39 @@ def test_float64_agrees_with_the_reference(name, index, device):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_lower_precision_is_as_near_to_the_float64_reference_as_torch(name, dtype, device):
     arguments = case(*CASES[name], dtype=dtype, device=device)
+    assert_as_near_to_float64_as_torch(arguments)
+
+
+def assert_as_near_to_float64_as_torch(arguments, *, long_sums=False):
+    """The error is at most twice torch's, or one rounding of the largest element.
+
+    Where torch is lucky with the one long sum there is, twice its error says little: for long sums
+    one rounding in float32 of the largest sum of its terms' magnitudes is granted as well.
+    """
     grad, torchs = reference_with_gradients(*arguments)
-    torch.manual_seed(0)
     found = ours_with_gradients(*arguments, grad)
 
-    x, values, index, kernel, bias, geometry = in_double(*arguments)
-    exact = [t.detach().requires_grad_() for t in (x, values, bias)]
-    y = reference.sparse_conv2d(*exact[:2], *index, kernel, exact[2], **geometry)
-    expected = (y, *torch.autograd.grad(y, exact, grad.double()))
-    for ours, other, wanted in zip(found, torchs, expected, strict=True):
+    dtype = grad.dtype
+    exact, magnitudes = (in_float64(f, *arguments, grad) for f in (torch.clone, torch.abs))
+    for ours, other, wanted, sums in zip(found, torchs, exact, magnitudes, strict=True):
         assert ours.dtype == dtype
+        assert ours.shape == wanted.shape
+        if wanted.numel() == 0:
+            continue
         floor = torch.finfo(dtype).eps * wanted.abs().max()
+        floor += long_sums * torch.finfo(torch.float32).eps * sums.max()
         error, torch_error = ((t.double() - wanted).abs().max() for t in (ours, other))
         assert error <= 2 * torch_error + floor
+
+
+def in_float64(change, x, values, index, kernel, bias, geometry, grad):
+    """Output and gradients of the reference in float64, of changed numbers."""
+    numbers = [change(t.detach().double()).requires_grad_() for t in (x, values, bias)]
+    top, left = geometry["padding"]
+    padded = torch.nn.functional.pad(numbers[0], (left, left, top, top))
+    unpadded = {**geometry, "padding": (0, 0)}
+    y = reference.sparse_conv2d(padded, numbers[1], *index, kernel, numbers[2], **unpadded)
+    return y, *torch.autograd.grad(y, numbers, change(grad.double()))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -134,9 +154,9 @@ def test_every_number_of_16_bits_is_read_and_written_as_torch_does(dtype, device
         torch.testing.assert_close(y, expected, rtol=0, atol=0, equal_nan=True)
 
 
-@settings(max_examples=25, deadline=None)
-@given(st.data())
-def test_any_shape_agrees_with_the_reference(data):
+def draw_case(data, dtype):
+    """Draw sizes, geometry and topology; strides, dilation and padding may go beyond the image."""
+
     def pair(low, high):
         return data.draw(st.tuples(st.integers(low, high), st.integers(low, high)))
 
@@ -147,16 +167,34 @@ def test_any_shape_agrees_with_the_reference(data):
     assume(height + 2 * padding[0] > dilation[0] * (kernel[0] - 1))
     assume(width + 2 * padding[1] > dilation[1] * (kernel[1] - 1))
     batch = data.draw(st.sampled_from([0, 1, 2, 7, 16, 17, 33]))
-    density = data.draw(st.sampled_from([0.0, 0.05, 0.5, 1.0]))
+    density = data.draw(st.sampled_from([0.05, 0.5]))
     geometry = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
-    arguments = case(batch, inputs, outputs, height, width, kernel, density, geometry)
+    mask = torch.rand(outputs, inputs // groups * kernel[0] * kernel[1]) < density
+    mask = TOPOLOGIES[data.draw(st.sampled_from(list(TOPOLOGIES)))](mask)
+    weight, x, bias = (
+        torch.randn(size, dtype=torch.float64).to(dtype)
+        for size in (mask.shape, (batch, inputs, height, width), outputs)
+    )
+    crow_indices, col_indices, values = ops.csr_from_dense(weight, mask)
     if data.draw(st.booleans()):
-        last = arguments[0].contiguous(memory_format=torch.channels_last)
-        arguments = (last, *arguments[1:])
+        x = x.contiguous(memory_format=torch.channels_last)
+    return x, values, (crow_indices, col_indices), kernel, bias, geometry
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_any_shape_agrees_with_the_reference(data):
+    arguments = draw_case(data, torch.float64)
     grad, expected = reference_with_gradients(*arguments)
     found = ours_with_gradients(*arguments, grad)
     for ours, wanted in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, wanted, rtol=1e-12, atol=1e-10)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data(), st.sampled_from([torch.float32, torch.bfloat16]))
+def test_any_shape_is_as_near_to_float64_as_torch(data, dtype):
+    assert_as_near_to_float64_as_torch(draw_case(data, dtype), long_sums=True)
 
 
 @pytest.mark.parametrize("name", ["3x3", "depthwise", "1x1 of stride 2", "many channels"])

@@ -250,6 +250,17 @@ def test_the_model_is_its_own_again_between_calls_and_after():
     assert torch.equal(model(x), model(x))
 
 
+def test_a_copy_of_the_model_has_all_of_its_weights():
+    training = Training().run(12)
+    copied = copy.deepcopy(training.model)
+    x = torch.rand(3, 64)
+    found = copied(x)
+    assert torch.equal(found, copied(x))
+    assert not torch.equal(found, training.model(x))
+    training.probmask.finish(allow_collapse=True)
+    assert torch.equal(found, training.model(x))
+
+
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_a_supermask_leaves_the_weights_alone(estimator):
     training = Training("conv", train_weights=False, estimator=estimator)
