@@ -269,7 +269,7 @@ def _dissipating(model: nn.Module, _seed: int, **options: Any) -> Hook:
 
 
 def _kstarts(model: nn.Module, seed: int, **options: Any) -> Hook:
-    return KStarts(model, seed=seed, **options)
+    return KStarts(model, seed=seed, scope="erk", **options)
 
 
 def _dissipating_kstarts(model: nn.Module, seed: int, **options: Any) -> Hook:
