@@ -60,7 +60,9 @@ class TrainConfig:
         ("pags:snip", "snip", "erk"),
         f"Pruning methods to compare: {', '.join(pruning.methods())}; "
         "pags:BASE samples around BASE; dense prunes nothing; "
-        "omp, gmp, imp and imp:lr prune by magnitude in the course of training. A sanity ablation "
+        "omp, gmp, imp and imp:lr prune by magnitude in the course of training; probmask and "
+        "probmask:vr_pge learn masks; kstarts, dissipating and dissipating:kstarts prune in the "
+        "first epochs. A sanity ablation "
         f"may follow the name (snip:shuffled): {', '.join(pruning.ABLATIONS)}.",
     )
     sparsity: float = _setting(0.95, "Fraction of the weights that is removed, in [0, 1).")
