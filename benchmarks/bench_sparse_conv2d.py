@@ -3,7 +3,8 @@
 A step is forward, gradient of the input and gradient of the weights under the mask, without the
 optimizer. The rivals: the dense convolution with its mask multiplied in (the usual way to train a
 sparse network), in torch's default order of memory (NCHW) and with the channels last (NHWC); on
-the CPU also SparseProp, where it is installed (`peers.py`). Ours takes and gives NCHW.
+the CPU also SparseProp, where it is installed (`peers.py`); on CUDA also the dense ones in TF32,
+torch's default there, which are not compared. Ours takes and gives NCHW.
 
 All candidates run in turns in one process, and their results are compared before they are timed.
 For images of many megabytes set the allocator to keep its pages, for all alike:
@@ -59,7 +60,24 @@ def candidates(
         for calls, more in zip((forward, step), conv2d_peers(weight, x, grad, 1), strict=True):
             calls.update(more)
     check_agreement(forward, step, mask)
+    if device == "cuda":
+        for calls in (forward, step):
+            dense_calls = {name: call for name, call in calls.items() if name.startswith("dense")}
+            calls.update({f"{name}, TF32": in_tf32(call) for name, call in dense_calls.items()})
     return forward, step
+
+
+def in_tf32(call: Callable[[], object]) -> Callable[[], object]:
+    """Let torch's convolutions within a call round to TF32."""
+
+    def run() -> object:
+        torch.backends.cudnn.allow_tf32 = True
+        try:
+            return call()
+        finally:
+            torch.backends.cudnn.allow_tf32 = False
+
+    return run
 
 
 def check_agreement(forward: Candidates, step: Candidates, mask: Tensor) -> None:
@@ -98,6 +116,7 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
+    torch.backends.cudnn.allow_tf32 = False
 
     rows = []
     grid = itertools.product(options.layers, options.batches, options.sparsities)

@@ -32,5 +32,6 @@ for tool in memcheck racecheck; do
 done
 step bench-sparse_linear timeout 240 python3 benchmarks/bench_sparse_linear.py --device cuda \
   --sizes 300x784 1024x1024 4096x4096 --batches 128 512 --sparsities 0.8 0.9 0.95 0.98 0.99 --output "$results/sparse_linear.json"
+step bench-sparse_conv2d timeout 240 python3 benchmarks/bench_sparse_conv2d.py --device cuda --output "$results/sparse_conv2d.json"
 step bench-spectrum timeout 240 python3 benchmarks/bench_spectrum.py --device cuda --output "$results/spectrum.json"
 exit $failed

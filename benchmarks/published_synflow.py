@@ -188,10 +188,13 @@ def markdown(table: Sequence[Mapping], seeds: int, rounds: int) -> str:
         "the spread of the published seeds.",
         "",
         "What cannot match: the weights, which were not published, and with them every single "
-        "mask; the state of the normalisations, which is not known, and decides how much flows "
-        "around a block rather than through it: the layers called `downsample` and those of the "
-        "last stage differ by factors, and σ's, gaps and NaRC with their numbers of edges. The "
-        "seeds differ by about 1 % of a layer's edges, so a few per cent are many sigmas.",
+        "mask; and the schedule (theirs ran once for each density). What does not match: the three "
+        "layers called `downsample` keep far fewer weights here, those of the last stage more or "
+        "fewer by factors, which moves the others a little, at 0.01 by a fifth. A flow that goes "
+        "around the blocks more than ours would explain it; what scaled the branches there "
+        "(the state of the normalisations, the initialisation) is not known. `fc` is nearly "
+        "complete: its σ2 is that of a few missing weights. The published seeds differ by about "
+        "1 % of a layer's edges, so that a few per cent are many sigmas.",
         "",
         "| density | metric | layers | median difference | within 5 % | median sigmas | largest |",
         "| --- | --- | --- | --- | --- | --- | --- |",

@@ -5,6 +5,7 @@ masked layer of this package) or stored sparse. Here all of them become one thin
 and a dense weight. Layers are recognised by their buffers, so this file knows no layer class.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import NamedTuple, cast
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 from fullspectrum_ext import _checks
 
 Patterns = str | Iterable[str] | None  # of names, see select_names
-PRUNABLE = (nn.Linear, nn.Conv2d)
+PRUNABLE = (nn.Linear, nn.Conv2d)  # that have one weight, and a truly sparse form
+_RECURRENT_WEIGHT = re.compile(r"weight_(ih|hh|hr)_l\d+(_reverse)?")  # of RNN, LSTM and GRU
 
 
 class LayerWeight(NamedTuple):
@@ -83,12 +85,13 @@ def _matching(argument: str, patterns: str | Iterable[str], names: list[str]) ->
 
 
 def model_layers(model: nn.Module) -> dict[str, LayerWeight]:
-    """Collect the weight and the mask of every linear and 2-d convolution layer of a model.
+    """Collect the weight and the mask of every linear, 2-d convolution and recurrent layer.
 
     Recognised: ``torch.nn.utils.prune`` (``weight_mask``), this package's sparse layers
     (``crow_indices``, ``col_indices``) and masked layers (a bool ``mask``), and every other
-    ``nn.Linear`` and ``nn.Conv2d``, whose mask is what is not zero in ``layer.weight``
-    (parametrizations included). A parameter that two modules share is named once.
+    ``nn.Linear``, ``nn.Conv2d``, ``nn.RNN``, ``nn.LSTM`` and ``nn.GRU``, whose mask is what is not
+    zero in the weight (parametrizations included). A recurrent layer has several weights, called
+    as torch does (``"lstm.weight_hh_l0"``). A parameter that two modules share is named once.
 
     Args:
         model: Any module; it is not changed.
@@ -112,16 +115,18 @@ def model_layers(model: nn.Module) -> dict[str, LayerWeight]:
                 cast(torch.Size, module.weight_shape),
             )
             continue
-        mask = buffers.get("weight_mask", _own_mask(module))
-        if mask is None and not isinstance(module, PRUNABLE):
-            continue
-        stored = module._parameters.get("weight", module._parameters.get("weight_orig"))
-        if stored is not None and nn.parameter.is_lazy(stored):
-            raise ValueError(f"model: {name} is not initialised yet; run one batch through it")
-        if stored is not None and id(stored) in seen:
-            continue
-        seen.add(id(stored) if stored is not None else id(module))
-        found[name] = _masked(name, _current_weight(module), mask)
+        for parameter in _weight_names(module):
+            mask = buffers.get(f"{parameter}_mask", _own_mask(module))
+            if mask is None and not isinstance(module, (*PRUNABLE, nn.RNNBase)):
+                continue
+            name = join(prefix, parameter)
+            stored = module._parameters.get(parameter, module._parameters.get(f"{parameter}_orig"))
+            if stored is not None and nn.parameter.is_lazy(stored):
+                raise ValueError(f"model: {name} is not initialised yet; run one batch through it")
+            if stored is not None and id(stored) in seen:
+                continue
+            seen.add(id(stored) if stored is not None else id(module))
+            found[name] = _masked(name, _current_weight(module, parameter), mask)
     return found
 
 
@@ -146,8 +151,8 @@ def stored_layers(state: Mapping[str, Tensor]) -> dict[str, StoredLayer]:
     or ``mask`` beside a weight, this package's ``values``, ``crow_indices``, ``col_indices``, and
     the ``compressed``, ``bitmask``, ``shape`` of compressed-tensors (``sparse-bitmask`` and
     ``sparse-24-bitmask``).
-    A plain weight is a tensor called ``weight`` with two or four dimensions: a state dict does not
-    say which of them are embeddings.
+    A plain weight is a tensor called ``weight``, or as those of a recurrent layer are, with two or
+    four dimensions: a state dict does not say which of them are embeddings.
 
     Args:
         state: Name to tensor, on any device (also meta).
@@ -229,7 +234,7 @@ def _stored_layer(
     prefix, _, last = key.rpartition(".")
     layer, marker, parameter = prefix.rpartition("parametrizations.")
     is_matrix = tensor.dim() in {2, 4}
-    name, mask, always = key, f"{key}_mask", last == "weight" and is_matrix
+    name, mask, always = key, f"{key}_mask", _is_weight(last) and is_matrix
     if last == "crow_indices":
         return join(prefix, "weight"), StoredLayer(key)
     if last == "bitmask" and join(prefix, "compressed") in state:
@@ -238,10 +243,10 @@ def _stored_layer(
         return whole, StoredLayer(key)
     if last.endswith("_orig"):
         name = key.removesuffix("_orig")
-        mask, always = f"{name}_mask", last == "weight_orig"
+        mask, always = f"{name}_mask", _is_weight(last.removesuffix("_orig"))
     elif last == "original" and marker and "." not in parameter:
         name = layer + parameter
-        mask, always = f"{prefix}.0.mask", parameter == "weight"
+        mask, always = f"{prefix}.0.mask", _is_weight(parameter)
     elif always and mask not in state:
         beside = state.get(join(prefix, "mask"))
         if beside is not None and beside.shape == tensor.shape:  # else of something else
@@ -252,9 +257,11 @@ def _stored_layer(
 
 
 def prunable_weights(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Yield the weights that a pruning method may choose from: those of Linear and Conv2d.
+    """Yield the weights that a pruning method may choose from.
 
-    A parameter that two modules share is one parameter and comes once, by its first name.
+    They are those of Linear and Conv2d, and of RNN, LSTM and GRU all that begin with ``weight``:
+    one matrix for the input and one for the hidden state, a layer and a direction. A parameter that
+    two modules share is one parameter and comes once, by its first name.
 
     Args:
         model: Any module; it is not changed.
@@ -268,27 +275,41 @@ def prunable_weights(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """
     seen: set[int] = set()
     for prefix, module in model.named_modules():
-        name = join(prefix, "weight")
         is_sparse = "crow_indices" in module._buffers
-        if not is_sparse and not isinstance(module, PRUNABLE):
+        if not is_sparse and not isinstance(module, (*PRUNABLE, nn.RNNBase)):
             continue
-        weight = module._parameters.get("weight")
-        if weight is not None and nn.parameter.is_lazy(weight):
-            raise ValueError(f"model: {name} is not initialised yet; run one batch through it")
-        if weight is None or is_sparse or _own_mask(module) is not None:
-            raise ValueError(
-                f"model: {name} is parametrized, sparse or already under a mask, but only a plain "
-                "parameter can be pruned; make it one first (torch.nn.utils.prune.remove, "
-                "torch.nn.utils.parametrize.remove_parametrizations, fullspectrum_ext.densify)"
-            )
-        if id(weight) in seen:
-            continue
-        seen.add(id(weight))
-        if weight.is_meta:
-            raise ValueError(f"model: {name} is on the meta device and has no values")
-        if not bool(weight.detach().isfinite().all()):
-            raise ValueError(f"model: {name} holds NaN or infinite values")
-        yield name, weight
+        for parameter in _weight_names(module):
+            name = join(prefix, parameter)
+            weight = module._parameters.get(parameter)
+            if weight is not None and nn.parameter.is_lazy(weight):
+                raise ValueError(f"model: {name} is not initialised yet; run one batch through it")
+            is_masked = f"{parameter}_mask" in module._buffers or _own_mask(module) is not None
+            if weight is None or is_sparse or is_masked:
+                raise ValueError(
+                    f"model: {name} is parametrized, sparse or already under a mask, but only a "
+                    "plain parameter can be pruned; make it one first (fullspectrum_ext.densify, "
+                    "torch.nn.utils.prune.remove, "
+                    "torch.nn.utils.parametrize.remove_parametrizations)"
+                )
+            if id(weight) in seen:
+                continue
+            seen.add(id(weight))
+            if weight.is_meta:
+                raise ValueError(f"model: {name} is on the meta device and has no values")
+            if not bool(weight.detach().isfinite().all()):
+                raise ValueError(f"model: {name} holds NaN or infinite values")
+            yield name, weight
+
+
+def _weight_names(module: nn.Module) -> list[str]:
+    """Return the names that a module's weights have, where it has any."""
+    if isinstance(module, nn.RNNBase):
+        return [name for name in module._flat_weights_names if _is_weight(name)]
+    return ["weight"]
+
+
+def _is_weight(name: str) -> bool:
+    return name == "weight" or _RECURRENT_WEIGHT.fullmatch(name) is not None
 
 
 def _own_mask(module: nn.Module) -> Tensor | None:
@@ -299,20 +320,20 @@ def _own_mask(module: nn.Module) -> Tensor | None:
     return mask
 
 
-def _current_weight(module: nn.Module) -> Tensor:
+def _current_weight(module: nn.Module, parameter: str) -> Tensor:
     """Return the weight that the module computes with, and leave the module as it is."""
-    original = module._parameters.get("weight_orig")
-    if original is not None and "weight_mask" in module._buffers:
-        return original.detach()  # torch.nn.utils.prune refreshes `weight` only in forward
-    if not nn.utils.parametrize.is_parametrized(module, "weight"):
-        return cast(Tensor, module.weight).detach()
+    original = module._parameters.get(f"{parameter}_orig")
+    if original is not None and f"{parameter}_mask" in module._buffers:
+        return original.detach()  # torch.nn.utils.prune refreshes the weight only in forward
+    if not nn.utils.parametrize.is_parametrized(module, parameter):
+        return cast(Tensor, getattr(module, parameter)).detach()
     # In training mode a parametrization may change its state when it is read (spectral_norm does).
-    parts = list(cast(nn.ModuleDict, module.parametrizations)["weight"].modules())
+    parts = list(cast(nn.ModuleDict, module.parametrizations)[parameter].modules())
     modes = [part.training for part in parts]
     for part in parts:
         part.training = False
     with torch.no_grad():
-        weight = cast(Tensor, module.weight).detach()
+        weight = cast(Tensor, getattr(module, parameter)).detach()
     for part, mode in zip(parts, modes, strict=True):
         part.training = mode
     return weight

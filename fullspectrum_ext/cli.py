@@ -154,7 +154,7 @@ def train(
     if show:
         print(to_toml(dataclasses.asdict(settings)), end="")
         return
-    folder = RunFolder(out / (name or f"{settings.data}-{settings.model}-{settings.digest()}"))
+    folder = RunFolder(out / (name or _default_name(settings)))
     console = Console()
     console.print(f"Run folder: {escape(str(folder.path))}", soft_wrap=True)
     try:
@@ -168,6 +168,11 @@ def train(
             draw_figure(folder)
         except MissingExtraError as error:
             console.print(f"No {error}", markup=False, soft_wrap=True)
+
+
+def _default_name(settings: TrainConfig) -> str:
+    model = settings.model.replace(":", "-")  # of an import path; not in file names on Windows
+    return f"{settings.data}-{model}-{settings.digest()}"
 
 
 @app.command()
@@ -307,6 +312,9 @@ def prune(
             "package.module:function that returns batches (inputs, targets).",
         ),
     ] = "digits",
+    data_path: Annotated[
+        str, typer.Option("--data-path", help="Folder that the data set is in, or the text file.")
+    ] = "",
     method: Annotated[
         str, typer.Option("--method", help=f"One of {', '.join(methods())}, or pags:BASE.")
     ] = "snip",
@@ -335,6 +343,7 @@ def prune(
             sparsity=sparsity,
             density=density,
             data=data,
+            data_path=data_path,
             weights=weights,
             candidates=candidates,
             seed=seed,

@@ -150,7 +150,8 @@ __global__ void __launch_bounds__(kTileThreads, 1) sparse_conv2d_grad_values_til
     }
     __syncthreads();
 
-    // A pixel that does not exist reads what the tile's first meets, times 0.
+    // Where the lane's pixels start, in bytes: an address is then one addition. A pixel that does
+    // not exist reads what the tile's first meets, times 0.
     int start[kPixels];
     unsigned exist = 0;
     FULLSPECTRUM_UNROLL
@@ -158,7 +159,7 @@ __global__ void __launch_bounds__(kTileThreads, 1) sparse_conv2d_grad_values_til
       const bool exists = corner.image + t.image_of(j, lane) < g.batch &&
                           corner.row + t.row_of(j) < g.target[0] &&
                           corner.col + t.col_of(lane) < g.target[1];
-      start[j] = exists ? t.start_of(g, j, lane) : 0;
+      start[j] = exists ? t.start_of(g, j, lane) * static_cast<int>(sizeof(scalar_t)) : 0;
       exist |= static_cast<unsigned>(exists) << j;
     }
     // where its first pixel lies in channel 0
@@ -209,11 +210,13 @@ __global__ void __launch_bounds__(kTileThreads, 1) sparse_conv2d_grad_values_til
           acc_t part[kQuarter];
           FULLSPECTRUM_UNROLL
           for (int q = 0; q < kQuarter; ++q) {
-            const scalar_t* met = tile + staged[step * kQuarter + q];
+            const auto* met =
+                reinterpret_cast<const unsigned char*>(tile + staged[step * kQuarter + q]);
             part[q] = 0;
             FULLSPECTRUM_UNROLL
             for (int j = 0; j < kPixels; ++j) {
-              part[q] += strip[j] * static_cast<acc_t>(met[start[j]]);
+              const auto* at_pixel = reinterpret_cast<const scalar_t*>(met + start[j]);
+              part[q] += strip[j] * static_cast<acc_t>(*at_pixel);
             }
           }
           acc_t sum = transposed_sum(part);

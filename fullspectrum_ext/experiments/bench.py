@@ -10,12 +10,12 @@ from rich import box
 from rich.table import Table
 from torch import Tensor, nn
 
-from fullspectrum_ext._layers import prunable_weights
+from fullspectrum_ext._layers import PRUNABLE, prunable_weights
 from fullspectrum_ext._progress import LateProgress
-from fullspectrum_ext.experiments.data import DATASETS, load_data
+from fullspectrum_ext.experiments.data import DATASETS
 from fullspectrum_ext.experiments.environment import environment
-from fullspectrum_ext.experiments.models import Shape
-from fullspectrum_ext.experiments.pruning import model_by_name
+from fullspectrum_ext.experiments.models import build_model
+from fullspectrum_ext.experiments.models.layers import Shape
 from fullspectrum_ext.nn import sparsify, training_bytes
 from fullspectrum_ext.nn.backend import MASKED, SPARSE, choose
 from fullspectrum_ext.nn.timing import LayerUse, layer_uses, time_steps
@@ -68,7 +68,7 @@ def benched_shape(data: str | None, input_shape: str | None) -> Shape:
     if input_shape is None:
         if data is not None and data not in DATASETS:
             raise ValueError(f"--data: expected one of {', '.join(DATASETS)}, got {data!r}")
-        return load_data(data or "digits").shape
+        return DATASETS[data or "digits"].shape
     if data is not None:
         raise ValueError("--data, --input-shape: expected at most one of them")
     shape = tuple(numbers("--input-shape", input_shape, int))
@@ -116,7 +116,7 @@ def bench_model(
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
-        network = model_by_name(model, shape, 10, seed=0)
+        network = build_model(model, shape, 10, seed=0)
         rows = _rows(network, torch.zeros(batch, *shape), sparsities, progress or LateProgress())
         facts = environment()
     finally:
@@ -134,10 +134,11 @@ def bench_model(
 def _rows(
     network: nn.Module, x: Tensor, sparsities: Sequence[float], progress: LateProgress
 ) -> list[dict[str, Any]]:
-    layers = {
-        name: network.get_submodule(name.rpartition(".")[0])
+    named = [
+        (name, network.get_submodule(name.rpartition(".")[0]))
         for name, _ in prunable_weights(network)
-    }
+    ]
+    layers = {name: layer for name, layer in named if isinstance(layer, PRUNABLE)}
     if not layers:
         raise ValueError("model: expected Linear or Conv2d layers, it has none")
     uses = layer_uses(network, layers, x)

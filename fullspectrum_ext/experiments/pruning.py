@@ -1,18 +1,20 @@
 """Pruning a model that is given by name, as ``fullspectrum prune`` does."""
 
-import importlib
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from fullspectrum_ext.experiments.data import DATASETS, Batches, load_data
-from fullspectrum_ext.experiments.methods import check_method, make_masks
-from fullspectrum_ext.experiments.models import MODELS, Shape, build_model
+from fullspectrum_ext.experiments.data import DATASETS, FirstPass, load_data
+from fullspectrum_ext.experiments.methods import check_method, make_masks, split_ablation
+from fullspectrum_ext.experiments.models import build_model, check_model
+from fullspectrum_ext.experiments.models.imported import check_fit, import_function
+from fullspectrum_ext.experiments.models.layers import Shape
+from fullspectrum_ext.experiments.procedures import PROCEDURES
 from fullspectrum_ext.experiments.state import read_state
 from fullspectrum_ext.masks import MaskSet
+from fullspectrum_ext.pruning.audit import REINITIALISED, audit
 
 _DIGITS: tuple[Shape, int] = (1, 8, 8), 10  # where no data says otherwise
 
@@ -24,6 +26,7 @@ def prune_by_name(
     sparsity: float | None = None,
     density: float | None = None,
     data: str = "digits",
+    data_path: str = "",
     weights: Path | None = None,
     candidates: int = 100,
     seed: int = 0,
@@ -33,11 +36,13 @@ def prune_by_name(
 
     Args:
         model: Key of ``MODELS``, or ``package.module:function`` that returns a module.
-        method: A pruning method, or ``pags:BASE``.
+        method: A pruning method that needs no training, or ``pags:BASE``; perhaps with
+            ``:shuffled``, ``:randomised`` or ``:inverted`` after it.
         sparsity: Fraction to remove. Give this or ``density``.
         density: Fraction to keep.
         data: Key of ``DATASETS`` (its training part is looked at), ``none``, or
             ``package.module:function`` that returns batches ``(inputs, targets)``.
+        data_path: Folder that the data set is in, or the text file; empty: the usual place.
         weights: Checkpoint to load; without one a model of ``MODELS`` has its initial weights.
         candidates: Masks that ``pags`` draws.
         seed: Of the initial weights and of the method.
@@ -48,20 +53,35 @@ def prune_by_name(
 
     Raises:
         TypeError: If the function for ``model`` returns something else.
-    """  # noqa: DOC502
+        ValueError: If model and data do not fit, anything is missing, or the method trains or makes
+            no masks of its own.
+    """
     check_method(method)
+    method, ablation = split_ablation(method)
+    if method in PROCEDURES:
+        raise ValueError(
+            f"method: {method} prunes in the course of training: `fullspectrum train` runs it"
+        )
+    if ablation == REINITIALISED:
+        raise ValueError(f"method: {ablation} weights leave the masks as they are; got {method!r}")
     shape, classes = _DIGITS
     batches: Any = None
+    dataset = None
     if data in DATASETS:
-        dataset = load_data(data)
+        check_model(model, DATASETS[data].kind)
+        dataset = load_data(data, data_path)
         shape, classes = dataset.shape, dataset.classes
-        batches = list(Batches(dataset.train, 64, seed))
+        batches = FirstPass(dataset.train, 64, seed)
     elif data != "none":
-        batches = _imported("data", data, DATASETS)
-    network = model_by_name(model, shape, classes, seed)
+        batches = import_function("data", data, DATASETS)()
+    network = build_model(model, shape, classes, seed)
+    if dataset is not None:
+        check_fit(network, *dataset.train.first(2), classes)
+        if dataset.teacher is not None:
+            dataset.teacher.plant(network)
     if weights is not None:
         _load_weights(network, weights)
-    return make_masks(
+    masks = make_masks(
         method,
         network,
         sparsity=sparsity,
@@ -71,54 +91,7 @@ def prune_by_name(
         seed=seed,
         progress=progress,
     )
-
-
-def model_by_name(model: str, shape: Shape, classes: int, seed: int) -> nn.Module:
-    """Build a model that is given by name or by import path.
-
-    Args:
-        model: Key of ``MODELS``, or ``package.module:function`` that returns a module.
-        shape: Shape of one input, for a model of ``MODELS``.
-        classes: Number of outputs, likewise.
-        seed: Of the initial weights, likewise.
-
-    Returns:
-        The model.
-
-    Raises:
-        TypeError: If the function returns something else.
-        ValueError: If there is none of this name.
-    """  # noqa: DOC502
-    if model in MODELS:
-        return build_model(model, shape, classes, seed)
-    network = _imported("model", model, MODELS)
-    if not isinstance(network, nn.Module):
-        raise TypeError(
-            f"model: expected {model} to return a torch.nn.Module, got {type(network).__name__}"
-        )
-    return network
-
-
-def _imported(argument: str, path: str, known: dict[str, Any]) -> Any:
-    """What ``package.module:function`` returns; modules are looked for in this folder too."""
-    module_name, _, function_name = path.partition(":")
-    if not module_name or not function_name:
-        raise ValueError(
-            f"{argument}: expected one of {', '.join(known)}, or package.module:function, "
-            f"got {path!r}"
-        )
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name != module_name.split(".")[0] and error.name != module_name:
-            raise  # the module is there, and misses another
-        raise ValueError(f"{argument}: there is no module {module_name!r}") from error
-    finally:
-        sys.path.pop(0)
-    if not hasattr(module, function_name):
-        raise ValueError(f"{argument}: {module_name} has no {function_name!r}")
-    return getattr(module, function_name)()
+    return audit(network, masks, ablation, seed=seed).masks if ablation else masks
 
 
 def _load_weights(network: nn.Module, file: Path) -> None:

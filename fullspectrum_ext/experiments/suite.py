@@ -10,11 +10,12 @@ from torch import nn
 
 from fullspectrum_ext.experiments.checkpoint import load_checkpoint, save_checkpoint
 from fullspectrum_ext.experiments.config import TrainConfig
-from fullspectrum_ext.experiments.data import Batches, load_data
+from fullspectrum_ext.experiments.data import FirstPass, load_data
 from fullspectrum_ext.experiments.environment import environment
 from fullspectrum_ext.experiments.folder import RunFolder
 from fullspectrum_ext.experiments.methods import make_procedure, split_ablation
 from fullspectrum_ext.experiments.models import build_model
+from fullspectrum_ext.experiments.models.imported import check_fit
 from fullspectrum_ext.experiments.procedures import StageStart, schedule_epochs
 from fullspectrum_ext.experiments.progress import TrainingProgress
 from fullspectrum_ext.experiments.records import (
@@ -72,7 +73,8 @@ class _Job:
         self.folder = folder
         self.progress = progress
         self.threads = torch.get_num_threads()
-        self.dataset = load_data(config.data).to(torch.device(config.device))
+        dataset = load_data(config.data, config.data_path, augment=config.augment)
+        self.dataset = dataset.to(torch.device(config.device))
         # A seed's methods come together, so that an unfinished job already compares them.
         self.order = [(method, seed) for seed in config.seeds for method in config.methods]
 
@@ -139,7 +141,9 @@ class _MethodRun:
     # ---- stages ----------------------------------------------------------------------------------
 
     def _begin_first(self) -> None:
-        self._make_run(self._prune(self._build(), None))
+        model = self._build()
+        check_fit(model, *self.dataset.train.first(2), self.dataset.classes)
+        self._make_run(self._prune(model, None))
         self.run.hook = self.procedure.hook(0, self.run)
         self._save()
 
@@ -197,6 +201,8 @@ class _MethodRun:
     def _build(self) -> nn.Module:
         config, dataset = self.config, self.dataset
         model = build_model(config.model, dataset.shape, dataset.classes, self.seed)
+        if dataset.teacher is not None:
+            dataset.teacher.plant(model)
         return model.to(config.device)
 
     def _prune(self, model: nn.Module, before: MaskSet | None) -> nn.Module:
@@ -213,7 +219,7 @@ class _MethodRun:
         start = StageStart(
             model,
             before,
-            data=list(Batches(self.dataset.train, self.config.batch_size, self.seed)),
+            data=FirstPass(self.dataset.train, self.config.batch_size, self.seed),
             note=lambda words: self.progress.note(f"{self.title}: {words}"),
         )
         masks = self.procedure.masks(self.stage, start)
@@ -240,8 +246,8 @@ class _MethodRun:
             return self.config.backend
         path = self.folder.backends(self.method, self.seed, self._stage_in_names())
         if not path.is_file():
-            batch = self.dataset.train.x[: self.config.batch_size]
-            choices = choose_backends(model, self.masks, batch)
+            example, _ = self.dataset.train.first(self.config.batch_size)
+            choices = choose_backends(model, self.masks, example)
             write_json(path, {name: choice.backend for name, choice in choices.items()})
         return read_json(path)
 
@@ -287,6 +293,8 @@ class _MethodRun:
             initial = audit(initial, self.masks, self.ablation, seed=self.seed).model
         before = full_spectrum(self.masks, initial)
         after = full_spectrum(self.masks, self.run.model)
+        teacher = self.dataset.teacher
+        found = {} if teacher is None else {"support_recovered": teacher.recovered(self.masks)}
         return {
             "kept": self.masks.nnz,
             "total": self.masks.numel,
@@ -298,4 +306,5 @@ class _MethodRun:
             "norm_before": before.norm(),
             "norm_after": after.norm(),
             "anchor_distance": after.distance(before),
+            **found,
         }

@@ -104,11 +104,11 @@ class Run:
                 self.hook.step()
             if self.logger is not None:
                 self.logger.step()
-            loss_sum += loss.item() * len(y)
+            loss_sum += loss.item() * y.numel()
             correct += int((output.argmax(1) == y).sum())
         self.scheduler.step()
         self.epoch += 1
-        samples = len(self.dataset.train.y)
+        predictions = self.dataset.train.y.numel()
         if not math.isfinite(loss_sum):
             raise ValueError(
                 f"learning_rate: the loss became {loss_sum} in epoch {self.epoch}; "
@@ -120,8 +120,8 @@ class Run:
         return {
             "epoch": self.epoch,
             "learning_rate": learning_rate,
-            "train_loss": loss_sum / samples,
-            "train_accuracy": correct / samples,
+            "train_loss": loss_sum / predictions,
+            "train_accuracy": correct / predictions,
             "validation_loss": validation_loss,
             "validation_accuracy": validation_accuracy,
             "seconds": seconds,
@@ -161,11 +161,11 @@ def evaluate(model: nn.Module, split: Split) -> tuple[float, float]:
     """Mean cross-entropy and accuracy of a model, in evaluation mode, over all of a split."""
     model.eval()
     loss, correct = 0.0, 0
-    for x, y in zip(split.x.split(1024), split.y.split(1024), strict=True):
+    for x, y in split.in_order(1024):
         output = model(x)
         loss += F.cross_entropy(output, y, reduction="sum").item()
         correct += int((output.argmax(1) == y).sum())
-    return loss / len(split.y), correct / len(split.y)
+    return loss / split.y.numel(), correct / split.y.numel()
 
 
 def _optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:

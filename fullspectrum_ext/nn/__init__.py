@@ -1,7 +1,8 @@
 """Layers that hold and train only the weights under their mask."""
 
 from fullspectrum_ext.nn.backend import Choice
-from fullspectrum_ext.nn.masked import MaskedConv2d, MaskedLinear
+from fullspectrum_ext.nn.masked import MaskedConv2d, MaskedLinear, update_masks
+from fullspectrum_ext.nn.masked_recurrent import MaskedGRU, MaskedLSTM, MaskedRNN
 from fullspectrum_ext.nn.memory import training_bytes
 from fullspectrum_ext.nn.sparse_conv2d import SparseConv2d
 from fullspectrum_ext.nn.sparse_linear import SparseLinear

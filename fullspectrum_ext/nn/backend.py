@@ -58,12 +58,14 @@ def choose_by_rule(layer: nn.Module, mask: Tensor) -> str:
     product costs less. On CUDA the bounds are not measured.
 
     Args:
-        layer: The dense layer.
+        layer: The dense layer; a recurrent one has no sparse form.
         mask: Of its weight.
 
     Returns:
         ``"sparse"`` or ``"masked"``.
     """
+    if isinstance(layer, nn.RNNBase):
+        return MASKED
     sparsity = 1 - int(mask.sum()) / max(mask.numel(), 1)
     smallest, lowest = (
         (_CONV2D_SIZE, _CONV2D_SPARSITY)
@@ -91,14 +93,15 @@ def choose_by_measurement(
     Returns:
         Parameter name to choice.
     """
-    uses = layer_uses(model, {name: layer for name, (layer, _) in layers.items()}, example)
+    candidates = {n: layer for n, (layer, _) in layers.items() if not isinstance(layer, nn.RNNBase)}
+    uses = layer_uses(model, candidates, example)
     cache = _Cache()
     choices = {}
     with LateProgress() as progress:
         progress.start("measuring layers")
         for done, (name, (layer, mask)) in enumerate(layers.items()):
             progress.advance(done, len(layers))
-            if not uses[name]:
+            if not uses.get(name):
                 choices[name] = Choice(choose_by_rule(layer, mask))
                 continue
             key = _key(layer, mask, uses[name])

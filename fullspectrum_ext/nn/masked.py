@@ -10,6 +10,14 @@ from torch.nn import functional
 from fullspectrum_ext import _checks, ops  # noqa: F401 (ops registers the operators)
 
 
+def masked_weight(weight: Tensor, mask: Tensor) -> Tensor:
+    """Return a weight that is zero under its mask, for one use that gives it no gradient there."""
+    # a graph compiler, and torch.func, want plain operations to look into
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return torch.where(mask, weight, 0)
+    return _kept_masked(weight, mask)
+
+
 def _kept_masked(weight: Tensor, mask: Tensor) -> Tensor:
     """Return the weight itself, whose gradient gets zeros where the mask removes.
 
@@ -18,39 +26,47 @@ def _kept_masked(weight: Tensor, mask: Tensor) -> Tensor:
     view made for this call, whose only use is the layer's product: so the gradient is the layer's
     own, and other uses of the weight are left alone.
     """
+    if not (weight.requires_grad and torch.is_grad_enabled()):
+        return weight
+
+    def keep(grad: Tensor | None) -> Tensor | None:
+        if grad is None:  # a second derivative that does not reach here
+            return None
+        # in place only where nobody differentiates through it
+        if torch.is_grad_enabled() or not grad.is_contiguous():
+            return torch.where(mask, grad, 0)
+        torch.ops.fullspectrum.keep_masked_.default(grad, mask)
+        return grad
+
     view = weight.view_as(weight)
-    if view.requires_grad:
-
-        def keep(grad: Tensor | None) -> Tensor | None:
-            if grad is None:  # a second derivative that does not reach here
-                return None
-            # in place only where nobody differentiates through it
-            if torch.is_grad_enabled() or not grad.is_contiguous():
-                return torch.where(mask, grad, 0)
-            torch.ops.fullspectrum.keep_masked_.default(grad, mask)
-            return grad
-
-        view.register_hook(keep)
+    view.register_hook(keep)
     return view
 
 
-class _Masked(nn.Module):
-    """What the masked layers share: a mask as buffer, and zeros under it."""
+class Masked(nn.Module):
+    """What the masked layers share: a mask as buffer for each weight, and zeros under it."""
 
-    weight: Tensor
-    mask: Tensor
+    def mask_of(self, parameter: str) -> Tensor | None:
+        """Return the mask of a parameter; None where it has none."""
+        return self._buffers.get("mask" if parameter == "weight" else f"{parameter}_mask")
 
-    def _set_mask(self, mask: Tensor) -> None:
+    @property
+    def masks(self) -> dict[str, Tensor]:
+        """Masks by the names of the parameters that have one."""
+        found = {name: self.mask_of(name) for name in self._parameters}
+        return {name: mask for name, mask in found.items() if mask is not None}
+
+    def _set_mask(self, mask: Tensor, parameter: str = "weight") -> None:
+        weight = self.get_parameter(parameter)
         _checks.check_tensor("mask", mask)
         if mask.dtype != torch.bool:
             raise TypeError(f"mask: expected bool, got {mask.dtype}")
-        if mask.shape != self.weight.shape:
+        if mask.shape != weight.shape:
             raise ValueError(
-                f"mask: expected the weight's shape {tuple(self.weight.shape)}, "
-                f"got {tuple(mask.shape)}"
+                f"mask: expected the weight's shape {tuple(weight.shape)}, got {tuple(mask.shape)}"
             )
-        mask = mask.detach().to(self.weight.device, copy=True).contiguous()
-        self.register_buffer("mask", mask)
+        mask = mask.detach().to(weight.device, copy=True).contiguous()
+        self.register_buffer("mask" if parameter == "weight" else f"{parameter}_mask", mask)
         self.zero_removed_()
 
     @torch.no_grad()
@@ -61,13 +77,9 @@ class _Masked(nn.Module):
         to them: noise added to all weights, an optimizer that mixes the entries of a matrix (Muon).
         ``optimizer.register_step_post_hook(lambda *_: layer.zero_removed_())`` does it every step.
         """
-        self.weight.copy_(torch.where(self.mask, self.weight, 0))
-
-    def _masked_weight(self) -> Tensor:
-        # a graph compiler, and torch.func, want plain operations to look into
-        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-            return torch.where(self.mask, self.weight, 0)
-        return _kept_masked(self.weight, self.mask)
+        for name, mask in self.masks.items():
+            weight = self.get_parameter(name)
+            weight.copy_(torch.where(mask, weight, 0))
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         """Load, then zero whatever lies under the mask."""
@@ -76,11 +88,12 @@ class _Masked(nn.Module):
 
     def extra_repr(self) -> str:
         """Describe the layer in one line."""
-        nnz, numel = int(self.mask.sum()), self.mask.numel()
+        nnz = sum(int(mask.sum()) for mask in self.masks.values())
+        numel = sum(mask.numel() for mask in self.masks.values())
         return f"{super().extra_repr()}, nnz={nnz}, density={nnz / max(numel, 1):.4g}"
 
 
-class MaskedLinear(_Masked, nn.Linear):
+class MaskedLinear(Masked, nn.Linear):
     r"""A dense linear layer with a mask on its weight: :math:`y = x (W \circ M)^\top + b`.
 
     The removed weights are zero from the start and have zero gradient, so that no optimizer which
@@ -102,6 +115,8 @@ class MaskedLinear(_Masked, nn.Linear):
         True
     """
 
+    mask: Tensor
+
     def __init__(self, layer: nn.Linear, mask: Tensor) -> None:
         # on the meta device, so that no random number is drawn for weights that are not used
         super().__init__(
@@ -112,10 +127,10 @@ class MaskedLinear(_Masked, nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to ``x``, ``[..., in_features]``."""
-        return functional.linear(x, self._masked_weight(), self.bias)
+        return functional.linear(x, masked_weight(self.weight, self.mask), self.bias)
 
 
-class MaskedConv2d(_Masked, nn.Conv2d):
+class MaskedConv2d(Masked, nn.Conv2d):
     """A dense 2-d convolution with a mask on its weight.
 
     The removed weights are zero from the start and have zero gradient, as in
@@ -135,6 +150,8 @@ class MaskedConv2d(_Masked, nn.Conv2d):
         2
     """
 
+    mask: Tensor
+
     def __init__(self, layer: nn.Conv2d, mask: Tensor) -> None:
         super().__init__(
             layer.in_channels,
@@ -153,7 +170,7 @@ class MaskedConv2d(_Masked, nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to ``x``, ``[batch, in_channels, height, width]``."""
-        return self._conv_forward(x, self._masked_weight(), self.bias)
+        return self._conv_forward(x, masked_weight(self.weight, self.mask), self.bias)
 
 
 @torch.no_grad()
@@ -184,24 +201,26 @@ def update_masks(
         >>> layer.weight.count_nonzero().item()
         1
     """
+    layers = dict(model.named_modules())
     found = {}
     for name, mask in masks.items():
         prefix, _, parameter = name.rpartition(".")
-        layer = dict(model.named_modules()).get(prefix)
-        if not isinstance(layer, _Masked) or parameter != "weight":
+        layer = layers.get(prefix)
+        held = layer.mask_of(parameter) if isinstance(layer, Masked) else None
+        if held is None:
             raise ValueError(f"masks[{name!r}]: expected the weight of a masked layer")
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
             raise TypeError(f"masks[{name!r}]: expected a bool tensor")
-        if mask.shape != layer.mask.shape:
+        if mask.shape != held.shape:
             raise ValueError(
-                f"masks[{name!r}]: expected shape {tuple(layer.mask.shape)}, "
-                f"got {tuple(mask.shape)}"
+                f"masks[{name!r}]: expected shape {tuple(held.shape)}, got {tuple(mask.shape)}"
             )
-        found[name] = layer
-    for name, layer in found.items():
-        layer.mask.copy_(masks[name])
-        layer.zero_removed_()
-        state = {} if optimizer is None else optimizer.state.get(layer.weight, {})
-        for held in state.values():
-            if isinstance(held, Tensor) and held.shape == layer.weight.shape:
-                held.masked_fill_(~layer.mask, 0)
+        found[name] = held
+    for name, held in found.items():
+        held.copy_(masks[name])
+        weight = model.get_parameter(name)
+        weight.masked_fill_(~held, 0)
+        state = {} if optimizer is None else optimizer.state.get(weight, {})
+        for value in state.values():
+            if isinstance(value, Tensor) and value.shape == weight.shape:
+                value.masked_fill_(~held, 0)

@@ -18,7 +18,8 @@ from fullspectrum_ext.nn.backend import (
     choose_by_measurement,
     choose_by_rule,
 )
-from fullspectrum_ext.nn.masked import MaskedConv2d, MaskedLinear
+from fullspectrum_ext.nn.masked import Masked, MaskedConv2d, MaskedLinear
+from fullspectrum_ext.nn.masked_recurrent import MASKED_RECURRENT, recurrent_arguments
 from fullspectrum_ext.nn.sparse_conv2d import SparseConv2d
 from fullspectrum_ext.nn.sparse_linear import SparseLinear
 from fullspectrum_ext.ops import csr_to_dense
@@ -27,6 +28,7 @@ _BACKENDS = (AUTO, SPARSE, MASKED)
 # Exactly these types: a subclass may compute something else with its weight.
 _LINEAR = (nn.Linear, MaskedLinear)
 _CONV2D = (nn.Conv2d, MaskedConv2d)
+_RECURRENT = (*MASKED_RECURRENT, *MASKED_RECURRENT.values())
 _SPARSE_FIELDS = ("values", "crow_indices", "col_indices")
 _CONV2D_ARGUMENTS = ("stride", "padding", "dilation", "groups", "padding_mode")
 
@@ -41,10 +43,12 @@ def sparsify(
     example: Tensor | tuple[Any, ...] | None = None,
     allow_empty: bool = False,
 ) -> Model:
-    """Make a model sparse: replace its masked ``Linear`` and ``Conv2d`` layers in place.
+    """Make a model sparse: replace its masked layers in place.
 
-    Weights under a mask keep their values, the others are gone. A truly sparse layer has the new
-    parameter ``values`` in place of ``weight``, so make the optimizer afterwards.
+    They are ``Linear``, ``Conv2d``, ``RNN``, ``LSTM`` and ``GRU``; the recurrent ones stay dense
+    with masks, for torch's kernels take all of their weights dense. Weights under a mask keep their
+    values, the others are gone. A truly sparse layer has the new parameter ``values`` in place of
+    ``weight``, so make the optimizer afterwards.
 
     Args:
         model: The model. Nothing in it is changed when an argument is refused.
@@ -63,9 +67,10 @@ def sparsify(
     Raises:
         TypeError: If ``masks`` is no mapping of names to tensors.
         ValueError: If a name is not a parameter of the model, or is shared, uninitialised or not
-            the weight of a plain ``Linear`` or ``Conv2d``; if a mask has another shape, holds
-            other values than 0 and 1 or keeps nothing; if ``backend`` is unknown or leaves out a
-            mask; if ``example`` does not fit the model or is given for another backend.
+            a weight of a plain layer of these kinds; if a mask has another shape, holds other
+            values than 0 and 1 or keeps nothing; if ``backend`` is unknown, leaves out a mask, or
+            is ``"sparse"`` for a recurrent layer; if ``example`` does not fit the model or is given
+            for another backend.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
@@ -78,11 +83,7 @@ def sparsify(
     """
     chosen = _layers_to_mask(model, masks, allow_empty)
     backends = _backends(model, chosen, backend, example)
-    layers = {
-        _layer_name(name): _sparse_layer(layer, mask, backends[name])
-        for name, (layer, mask) in chosen.items()
-    }
-    return _replace(model, layers)
+    return _replace(model, _sparse_layers(chosen, backends))
 
 
 def choose_backends(
@@ -145,7 +146,7 @@ def densify(model: Model) -> Model:
     dense = {
         module: _dense_layer(module)
         for module in model.modules()
-        if isinstance(module, (SparseLayer, MaskedLinear, MaskedConv2d))
+        if isinstance(module, (SparseLayer, Masked))
     }
     # one layer may stand in several places
     named = model.named_modules(remove_duplicate=False)
@@ -199,17 +200,15 @@ def load_sparse_state_dict(model: Model, state_dict: Mapping[str, Any]) -> Model
                 ("weight_shape", torch.Size([4])) if is_conv2d else ("in_features", torch.Size([]))
             )
             expected[key[: -len(field)] + size[0]] = size[1]
-        elif field == "mask" and name in expected and key not in expected:
+        elif (name := _masked_name(key)) in expected and key not in expected:
             layer = _layer_to_mask(model, name, uses)
-            masks[name] = _mask_of(name, state_dict[key], layer.weight, allow_empty=True)
+            weight = model.get_parameter(name)
+            masks[name] = _mask_of(name, state_dict[key], weight, allow_empty=True)
             backends[name] = "masked"
-            expected[key] = layer.weight.shape
+            expected[key] = weight.shape
     _check_keys(expected, state_dict)
-    layers = {
-        _layer_name(name): _sparse_layer(_layer_to_mask(model, name, uses), mask, backends[name])
-        for name, mask in masks.items()
-    }
-    model = _replace(model, layers)
+    chosen = {name: (_layer_to_mask(model, name, uses), mask) for name, mask in masks.items()}
+    model = _replace(model, _sparse_layers(chosen, backends))
     model.load_state_dict(state_dict)
     return model
 
@@ -231,7 +230,7 @@ def _layers_to_mask(
     chosen = {}
     for name, mask in masks.items():
         layer = _layer_to_mask(model, name, uses)
-        chosen[name] = (layer, _mask_of(name, mask, layer.weight, allow_empty))
+        chosen[name] = (layer, _mask_of(name, mask, model.get_parameter(name), allow_empty))
     return chosen
 
 
@@ -242,6 +241,22 @@ def _backends(
     example: Any,
 ) -> Mapping[str, str]:
     """Return for each name the backend asked for or chosen."""
+    backends = _asked_backends(model, chosen, backend, example)
+    for name, (layer, _) in chosen.items():
+        if isinstance(layer, nn.RNNBase) and backends[name] == SPARSE:
+            raise ValueError(
+                f"masks[{name!r}]: the layer is recurrent, and torch's kernels take all weights of "
+                f"a {type(layer).__name__} dense; expected backend 'masked' or 'auto' for it"
+            )
+    return backends
+
+
+def _asked_backends(
+    model: nn.Module,
+    chosen: Mapping[str, tuple[Any, Tensor]],
+    backend: str | Mapping[str, str],
+    example: Any,
+) -> Mapping[str, str]:
     if example is not None and backend != AUTO:
         raise ValueError(f"example: expected with backend='auto' only, got backend={backend!r}")
     if isinstance(backend, Mapping):
@@ -276,7 +291,7 @@ def _layer_name(name: str) -> str:
 
 
 def _layer_to_mask(model: nn.Module, name: str, uses: Mapping[str, int]) -> Any:
-    """Return the Linear or Conv2d whose weight has this name, or raise ValueError."""
+    """Return the layer that has a weight of this name, or raise ValueError."""
     if name not in uses:
         hint = ""
         if f"{name}_orig" in uses:
@@ -294,10 +309,12 @@ def _layer_to_mask(model: nn.Module, name: str, uses: Mapping[str, int]) -> Any:
             f"masks[{name!r}]: this parameter is on the meta device and holds nothing: "
             "call the model's to_empty() first"
         )
-    if type(layer) not in _LINEAR + _CONV2D or layer.weight is not model.get_parameter(name):
+    parameter = name.rpartition(".")[2]
+    is_recurrent = type(layer) in _RECURRENT and parameter.startswith("weight_")
+    if not is_recurrent and (type(layer) not in _LINEAR + _CONV2D or parameter != "weight"):
         raise ValueError(
-            f"masks[{name!r}]: expected the weight of a torch.nn.Linear or Conv2d, "
-            f"got {name.rpartition('.')[2]!r} of {type(layer).__name__}"
+            f"masks[{name!r}]: expected the weight of a torch.nn.Linear, Conv2d, RNN, LSTM or GRU, "
+            f"got {parameter!r} of {type(layer).__name__}"
         )
     if uses[name] > 1:
         raise ValueError(
@@ -359,6 +376,31 @@ def _check_keys(expected: Mapping[str, torch.Size | None], state_dict: Mapping[s
 # ---- replacing ---------------------------------------------------------------------------------
 
 
+def _sparse_layers(
+    chosen: Mapping[str, tuple[Any, Tensor]], backends: Mapping[str, str]
+) -> dict[str, nn.Module]:
+    """Make the layer for each one chosen; all masks of a recurrent layer go into one."""
+    layers: dict[str, nn.Module] = {}
+    recurrent: dict[str, dict[str, Tensor]] = {}
+    for name, (layer, mask) in chosen.items():
+        place, _, parameter = name.rpartition(".")
+        if not isinstance(layer, nn.RNNBase):
+            layers[place] = _sparse_layer(layer, mask, backends[name])
+            continue
+        masks = recurrent.setdefault(place, layer.masks if isinstance(layer, Masked) else {})
+        masks[parameter] = mask
+        masked = MASKED_RECURRENT.get(type(layer), type(layer))
+        layers[place] = _like(layer, masked(layer, masks))
+    return layers
+
+
+def _masked_name(key: str) -> str:
+    """Return the name of the weight whose mask has this name."""
+    prefix, _, field = key.rpartition(".")
+    parameter = "weight" if field == "mask" else field.removesuffix("_mask")
+    return f"{prefix}.{parameter}" if prefix else parameter
+
+
 def _sparse_layer(layer: Any, mask: Tensor, backend: str) -> nn.Module:
     is_conv2d = isinstance(layer, nn.Conv2d)
     if backend == MASKED:
@@ -377,6 +419,12 @@ def _dense_layer(layer: Any) -> nn.Module:
     # on the meta device, so that no random number is drawn for weights that are not used
     with torch.device("meta"):
         dense: Any
+        if isinstance(layer, nn.RNNBase):
+            plain = next(kind for kind in MASKED_RECURRENT if isinstance(layer, kind))
+            dense = plain(**recurrent_arguments(layer))
+            for name, parameter in layer.named_parameters():
+                setattr(dense, name, parameter)
+            return _like(layer, dense)
         if isinstance(layer, (SparseConv2d, MaskedConv2d)):
             dense = nn.Conv2d(
                 layer.in_channels,

@@ -48,10 +48,10 @@ def sparse_linear(
 
     Note:
         On the CPU the kernels work on panels: 64 rows of the batch (32 in float64), turned to
-        feature-major. An input that lies so already, ``x.unflatten(0, (-1, 64)).mT.contiguous().mT``
-        of shape ``[panels, 64, in]``, is taken as it is, and the product and the gradient for it
-        are left so. Elementwise operations keep the layout, and a chain of sparse layers turns its
-        activations once instead of in each layer.
+        feature-major. An input of shape ``[panels, 64, in]`` that lies so already,
+        ``x.unflatten(0, (-1, 64)).mT.contiguous().mT``, is taken as it is, and the product and the
+        gradient for it are left so. Elementwise operations keep the layout, and a chain of sparse
+        layers turns its activations once instead of in each layer.
 
     Raises:
         TypeError: If an argument is no tensor, or dtypes are wrong or differ.

@@ -1,13 +1,20 @@
 """The batches that a method scores on, whatever the caller gave them as."""
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
 
 Batch = tuple[Tensor, Tensor]
+
+
+@runtime_checkable
+class _Drawn(Protocol):
+    """A source that draws its batches itself."""
+
+    def draw(self, count: int, generator: torch.Generator) -> list[Batch]: ...
 
 
 class Batches:
@@ -53,8 +60,8 @@ class Batches:
     def draw(self, count: int, generator: torch.Generator) -> list[Batch]:
         """Draw batches at random, without repeating a sample, of the size of the first batch.
 
-        A DataLoader over a map-style data set reads only the samples that are drawn; from any other
-        source all samples are read and kept in memory.
+        A DataLoader over a map-style data set reads only the samples that are drawn, and so does a
+        source that has this method itself; from any other all samples are read and kept in memory.
 
         Args:
             count: How many batches; fewer come back where there is less data.
@@ -64,6 +71,8 @@ class Batches:
             The batches.
         """
         data = self._data
+        if isinstance(data, _Drawn):
+            return data.draw(count, generator)
         if (
             isinstance(data, DataLoader)
             and not isinstance(data.dataset, IterableDataset)

@@ -119,14 +119,13 @@ class GradualPruning:
                 "begin, end, every: expected 0 <= begin < end and every >= 1, "
                 f"got {begin}, {end} and {every}"
             )
-        if scope not in SCOPES:
-            raise ValueError(f"scope: expected one of {', '.join(SCOPES)}, got {scope!r}")
+        check_scope(scope)
         self.model, self.optimizer = model, optimizer
         self.sparsity, self.initial_sparsity = sparsity, initial_sparsity
         self.begin, self.end, self.every = begin, end, every
         self.scope = scope
         self.steps = 0
-        _check_optimizer(optimizer)
+        check_optimizer(optimizer)
         self._weights = hold_masks(model, include, exclude)
         if begin == 0:
             self._prune()
@@ -166,11 +165,18 @@ class GradualPruning:
         update_masks(self.model, kept, self.optimizer)
 
 
-def _check_optimizer(optimizer: torch.optim.Optimizer) -> None:
+def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
+    """Refuse what is no optimizer, or one whose state cannot be told apart by weight."""
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"optimizer: expected one of torch.optim, got {type(optimizer).__name__}")
     if isinstance(optimizer, torch.optim.LBFGS):
         raise ValueError("optimizer: expected one that holds its state by weight, got LBFGS")
+
+
+def check_scope(scope: str) -> None:
+    """Raise ValueError for a scope that there is not."""
+    if scope not in SCOPES:
+        raise ValueError(f"scope: expected one of {', '.join(SCOPES)}, got {scope!r}")
 
 
 def hold_masks(
@@ -242,13 +248,18 @@ def keep_largest(
     else:
         asked = layer_counts({name: score.shape for name, score in scores.items()}, density, scope)
         kept = keep_top_per_layer(scores, _at_most(asked, left))
-    empty = [name for name, mask in kept.items() if not bool(mask.any())]
+    refuse_empty(kept, f"density {density:.3g}")
+    return kept
+
+
+def refuse_empty(masks: Mapping[str, Tensor], cause: str) -> None:
+    """Raise ValueError where a layer has lost all of its weights, and say by what."""
+    empty = [name for name, mask in masks.items() if not bool(mask.any())]
     if empty:
         raise ValueError(
-            f"density {density:.3g} leaves no weight in {', '.join(empty)}; lower the sparsity, "
-            "choose another scope, or exclude the layer"
+            f"{cause} leaves no weight in {', '.join(empty)}; prune less, choose another scope, or "
+            "exclude the layer"
         )
-    return kept
 
 
 def _at_most(asked: Mapping[str, int], left: Mapping[str, int]) -> dict[str, int]:

@@ -10,7 +10,7 @@ from torch import nn
 from fullspectrum_ext._layers import Patterns
 from fullspectrum_ext.masks import MaskSet
 from fullspectrum_ext.nn.masked import update_masks
-from fullspectrum_ext.pruning.gradual import held_masks, hold_masks, keep_largest
+from fullspectrum_ext.pruning.gradual import check_scope, held_masks, hold_masks, keep_largest
 
 Rewinding = Literal["weights", "learning_rate"]
 REWINDINGS = ("weights", "learning_rate")
@@ -125,6 +125,7 @@ def lottery_tickets(
         raise ValueError(
             f"rewind_step, steps: expected 0 <= rewind_step < steps, got {rewind_step} and {steps}"
         )
+    check_scope(scope)
     densities = ticket_densities(sparsity, rate)
     weights = hold_masks(model, include, exclude)
     if rewind_step:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -19,6 +20,7 @@ from fullspectrum_ext.pruning.base import (
     find_method,
     register_pruner,
 )
+from fullspectrum_ext.pruning.pags_checkpoint import SearchFile
 from fullspectrum_ext.pruning.selection import SCOPES, Scores, check_scores
 from fullspectrum_ext.spectral import LayerSpectrum
 from fullspectrum_ext.spectral.full_spectrum import graph_spectrum
@@ -51,6 +53,7 @@ def pags(
     flavor: Flavor = "neurips",
     base_options: Mapping[str, Any] | None = None,
     progress: Progress = False,
+    checkpoint: str | os.PathLike[str] | None = None,
 ) -> MaskSet:
     r"""Sample masks of another method and keep, layer by layer, those of the largest coordinate.
 
@@ -84,21 +87,24 @@ def pags(
         selection: ``"per_layer"``, or ``"global"``: whole candidates are taken, by the same rule on
             the means over the layers.
         drift: Cut each candidate at the density asked for and take its layers as they are, as the
-            authors' code does. Layers of different masks then need not add up to that density: the
-            composites are denser by several per cent as a rule (``masks.density`` says by how
-            much), and part of what they gain is due to that.
+            authors' code does. Layers of different masks need not add up to that density: the
+            composites are often denser, by several per cent (``masks.density`` says it), and part
+            of what they gain is due to that.
         flavor: See :func:`fullspectrum_ext.full_spectrum`.
         base_options: Options of the base method, for instance ``{"input_shape": (1, 28, 28)}``.
             SynFlow's candidates take 10 rounds instead of 100 unless this says otherwise.
         progress: True shows a progress bar; a function is called with (done, all) instead.
+        checkpoint: A file to keep the search in, every few candidates. Where it is there already,
+            the search goes on from it, to the same masks bit for bit if the data is the same; with
+            more ``candidates`` than before it goes on beyond its end.
 
     Returns:
         The composite masks, each layer with as many weights as the base method gave it, unless they
         drift.
 
     Raises:
-        TypeError: If ``drift`` is no bool.
-        ValueError: If an option is out of range.
+        TypeError: If ``drift`` is no bool, or ``checkpoint`` no path.
+        ValueError: If an option is out of range, or the checkpoint is of another search.
 
     References:
         Hoang, Kundu, Liu, Wang: Don't just prune by magnitude! Your mask topology is a secret
@@ -117,16 +123,35 @@ def pags(
     if not isinstance(drift, bool):
         raise TypeError(f"drift: expected True or False, got {drift!r}")
     sampler = _Sampler(context, base, dict(base_options or {}), batches_per_candidate)
-    search = _Search(sampler.base_graphs(), context.weights, rule, flavor)
-    counts = None if drift else {name: graph.edges for name, graph in search.graphs.items()}
-    drawn = (sampler.candidate(counts) for _ in range(candidates))
-    for candidate, measures in _counted(search.measured(drawn), candidates, progress):
-        search.consider(candidate, measures, per_layer=selection == "per_layer")
-    masks = {
-        name: _mask(graph).reshape(context.weights[name].shape)
-        for name, graph in search.graphs.items()
+    settings: dict[str, Any] = {
+        "base": base,
+        "base_options": base_options,
+        "batches_per_candidate": batches_per_candidate,
+        "rule": rule,
+        "selection": selection,
+        "drift": drift,
+        "flavor": flavor,
     }
-    return MaskSet(masks, meta={"pags": {"base": base, **search.record()}})
+    file = None if checkpoint is None else SearchFile(checkpoint, context, settings)
+    found = file.load() if file else None
+    if found is None:
+        search = _Search(sampler.base_graphs(), context.weights, rule, flavor)
+    else:
+        graphs = {name: layer_graph(name, mask) for name, mask in found.items()}
+        search = _Search(graphs, context.weights, rule, flavor, found.meta["pags"])
+    seen = len(search.norms) - 1
+    if seen > candidates:
+        raise ValueError(f"candidates: expected at least the checkpoint's {seen}, got {candidates}")
+
+    def save() -> None:
+        if file:
+            file.save(search.masks(base))
+
+    counts = None if drift else {name: graph.edges for name, graph in search.graphs.items()}
+    drawn = (sampler.candidate(counts) for _ in range(seen, candidates))
+    for candidate, measures in _counted(search.measured(drawn, save), seen, candidates, progress):
+        search.consider(candidate, measures, per_layer=selection == "per_layer")
+    return search.masks(base)
 
 
 class _Measures(NamedTuple):
@@ -197,17 +222,34 @@ class _Sampler:
 class _Search:
     """The best graphs so far and what is known about them."""
 
-    def __init__(self, graphs: Graphs, weights: Mapping[str, Tensor], rule: Rule, flavor: Flavor):
+    def __init__(
+        self,
+        graphs: Graphs,
+        weights: Mapping[str, Tensor],
+        rule: Rule,
+        flavor: Flavor,
+        record: Mapping[str, Any] | None = None,
+    ):
         self.weights = weights
         self.accepts = _RULES[rule]
         self.flavor = flavor
         self.graphs: Graphs = {}
-        (self.measures,) = self._measured_together([graphs])
-        self.graphs = graphs
-        self.norms = [_mean(self.measures).norm]
-        self.trace = [self._line(0, name) for name in graphs]
+        if record is None:
+            (self.measures,) = self._measured_together([graphs])
+            self.graphs = graphs
+            self.norms = [_mean(self.measures).norm]
+            self.trace = [self._line(0, name) for name in graphs]
+        else:
+            self.graphs = graphs
+            self.norms, self.trace = record["norm"], record["trace"]
+            self.measures = {  # the latest line of a layer wins
+                line["layer"]: _Measures(*(line[field] for field in _Measures._fields))
+                for line in self.trace
+            }
 
-    def measured(self, candidates: Iterable[Graphs]) -> Iterator[tuple[Graphs, Measured]]:
+    def measured(
+        self, candidates: Iterable[Graphs], after_each_group: Callable[[], None]
+    ) -> Iterator[tuple[Graphs, Measured]]:
         """Measure candidates, several together: a GPU takes one row of launches for all of them."""
         group: list[Graphs] = []
         edges = 0
@@ -216,8 +258,10 @@ class _Search:
             edges += sum(graph.edges for graph in candidate.values())
             if len(group) >= _MOST_TOGETHER or edges >= _MOST_EDGES:
                 yield from zip(group, self._measured_together(group), strict=True)
+                after_each_group()
                 group, edges = [], 0
         yield from zip(group, self._measured_together(group), strict=True)
+        after_each_group()
 
     def consider(self, candidate: Graphs, measures: Measured, *, per_layer: bool) -> None:
         """Take over a candidate's layers, or all of it, where the rule accepts."""
@@ -234,11 +278,16 @@ class _Search:
             self.trace.append(self._line(len(self.norms), name))
         self.norms.append(_mean(self.measures).norm)
 
-    def record(self) -> dict[str, Any]:
-        """Return what came of it, as JSON-like values."""
+    def masks(self, base: str) -> MaskSet:
+        """Return what came of it, with the record in the masks' meta."""
+        masks = {
+            name: _mask(graph).reshape(self.weights[name].shape)
+            for name, graph in self.graphs.items()
+        }
         lines = Counter(line["layer"] for line in self.trace)
         accepted = {name: lines[name] - 1 for name in self.graphs}
-        return {"accepted": accepted, "norm": self.norms, "trace": self.trace}
+        record = {"base": base, "accepted": accepted, "norm": self.norms, "trace": self.trace}
+        return MaskSet(masks, meta={"pags": record})
 
     def _line(self, candidate: int, name: str) -> dict[str, Any]:
         kept, measures = self.graphs[name].edges, self.measures[name]._asdict()
@@ -334,12 +383,12 @@ def _with_noise(context: ScoringContext) -> dict[str, Tensor]:
     return noisy
 
 
-def _counted(items: Iterator[Item], total: int, progress: Progress) -> Iterator[Item]:
+def _counted(items: Iterator[Item], seen: int, total: int, progress: Progress) -> Iterator[Item]:
     """Pass items on, and show or tell how many are done."""
     if progress is True:
-        yield from rich.progress.track(items, total=total, description="PAGS candidates")
+        yield from rich.progress.track(items, total=total - seen, description="PAGS candidates")
         return
-    for done, item in enumerate(items, start=1):
+    for done, item in enumerate(items, start=seen + 1):
         yield item
         if progress:
             progress(done, total)

@@ -17,8 +17,8 @@ def chain_of(model: object, masks: Mapping[str, Tensor]) -> bool:
     """Tell whether a model's layers are known to form a chain, each fed by the one before alone.
 
     That is so of an ``nn.Sequential`` (of others) that holds, beside the layers, only torch's own
-    activations, normalisations, dropout, pooling and flattening. Whatever else a model does in its
-    ``forward`` cannot be seen from its modules.
+    activations, normalisations, dropout, pooling and flattening, or subclasses of these. Whatever
+    else a model does in its ``forward`` cannot be seen from its modules.
 
     Args:
         model: Anything.
@@ -36,7 +36,8 @@ def chain_of(model: object, masks: Mapping[str, Tensor]) -> bool:
                 return False
             found.append(join(name, "weight"))
         elif isinstance(module, _MIXES) or not (
-            isinstance(module, nn.Identity) or type(module).__module__ in _UNIT_BY_UNIT
+            isinstance(module, nn.Identity)
+            or any(base.__module__ in _UNIT_BY_UNIT for base in type(module).__mro__)
         ):
             return False
     if found != list(masks):  # a layer that is used twice is named once

@@ -85,7 +85,7 @@ class Unused(nn.Module):
 
 
 def test_real_times_of_an_imported_model(monkeypatch):
-    monkeypatch.setattr(bench, "model_by_name", lambda *_, **__: Unused())
+    monkeypatch.setattr(bench, "build_model", lambda *_, **__: Unused())
     threads = torch.get_num_threads()
     found = bench.bench_model("here", shape=(1, 8, 8), batch=2, sparsities=[0.9], threads=1)
     (row,) = found["rows"]  # a layer that is not called costs nothing
@@ -107,7 +107,7 @@ def test_real_times_of_an_imported_model(monkeypatch):
 )
 def test_wrong_arguments_are_errors_in_words(monkeypatch, change, message):
     if change.get("model") == "here":
-        monkeypatch.setattr(bench, "model_by_name", lambda *_, **__: Unused())
+        monkeypatch.setattr(bench, "build_model", lambda *_, **__: Unused())
     good = {"model": "mlp", "shape": (1, 8, 8), "batch": 2, "sparsities": [0.9]}
     with pytest.raises(ValueError, match=message):
         bench.bench_model(**{**good, **change})

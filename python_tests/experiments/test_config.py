@@ -69,8 +69,20 @@ def test_a_file_that_is_no_toml_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("setting", "error", "words"),
     [
-        ({"data": "digit"}, ValueError, "data: expected one of digits, got 'digit' .*'digits'"),
+        ({"data": "digit"}, ValueError, "data: expected one of digits, .*, got 'digit' .*'digits'"),
         ({"model": "conv"}, ValueError, "model: expected one of mlp, "),
+        (
+            {"model": "lstm"},
+            ValueError,
+            "'lstm' takes text, not images; expected one of mlp",
+        ),
+        ({"data": "text"}, ValueError, "model: 'mlp' takes .*, not text; expected one of lstm"),
+        (
+            {"data": "teacher-mlp", "model": "vit"},
+            ValueError,
+            "'vit' takes images, not teacher-mlp",
+        ),
+        ({"augment": 1}, TypeError, "augment: expected true or false, got 1"),
         ({"optimizer": "adam"}, ValueError, "did you mean 'adamw'"),
         ({"methods": []}, ValueError, "methods: expected at least one"),
         ({"methods": ["dense", "dense"]}, ValueError, "methods: expected each one once"),

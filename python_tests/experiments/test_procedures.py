@@ -9,6 +9,7 @@ from jobs import SMALL, outcome
 
 from fullspectrum_ext.experiments import RunFolder, TrainConfig, methods, suite, train
 from fullspectrum_ext.experiments.procedures import Stage, schedule_epochs
+from fullspectrum_ext.experiments.pruning import prune_by_name
 from fullspectrum_ext.masks import MaskSet
 
 METHODS = ("gmp", "omp", "imp", "imp:lr")
@@ -102,6 +103,29 @@ def test_a_round_begins_with_the_very_bits_that_were_kept(tmp_path, monkeypatch)
     assert now["step"] == then["step"] == 5
 
 
+def test_a_stage_that_continues_changes_nothing(tmp_path):
+    config = dataclasses.replace(CONFIG, methods=("dense", "imp"), epochs=3, rewind_epoch=1)
+    train(config, RunFolder(tmp_path / "run"))
+    records = outcome(tmp_path / "run")["records"]
+    whole, parts = (
+        [{**r, "method": ""} for r in records if r["method"] == method][:3]
+        for method in ("dense", "imp")
+    )
+    assert parts == whole
+
+
+def test_pruned_weights_go_on_truly_sparse_with_their_optimizer_states(tmp_path):
+    losses = []
+    for backend in ("sparse", "masked"):
+        config = dataclasses.replace(CONFIG, methods=("gmp",), backend=backend, epochs=4)
+        train(config, RunFolder(tmp_path / backend))
+        losses.append([r["validation_loss"] for r in outcome(tmp_path / backend)["records"]])
+        model = torch.load(RunFolder(tmp_path / backend).checkpoint("gmp", 0))["model"]
+        assert ("fc1.values" in model) == (backend == "sparse")
+    assert losses[0][:3] == losses[1][:3]
+    assert losses[0][3] == pytest.approx(losses[1][3], rel=1e-4)
+
+
 def test_the_learning_rate_of_a_stage_falls_over_those_that_continue_it():
     stages = (Stage("a", 3), Stage("b", 2, "continue"), Stage("c", 4), Stage("d", 1, "rewind"))
     assert [schedule_epochs(stages, i) for i in range(4)] == [5, 2, 4, 1]
@@ -145,3 +169,18 @@ def test_methods_that_make_no_sense_are_refused(method, words):
 def test_pags_around_random_is_no_ablation():
     assert methods.split_ablation("pags:random") == ("pags:random", "")
     assert methods.split_ablation("pags:random:shuffled") == ("pags:random", "shuffled")
+
+
+def test_pruning_by_name_takes_ablated_masks_and_no_method_that_trains():
+    plain, shuffled, inverted = (
+        prune_by_name("mlp", f"magnitude{ablation}", sparsity=0.9)
+        for ablation in ("", ":shuffled", ":inverted")
+    )
+    for name, mask in plain.items():
+        assert int(mask.sum()) == int(shuffled[name].sum()) == int(inverted[name].sum())
+        assert not bool((mask & inverted[name]).any())
+    assert plain != shuffled
+    with pytest.raises(ValueError, match="method: imp prunes in the course of training"):
+        prune_by_name("mlp", "imp", sparsity=0.9)
+    with pytest.raises(ValueError, match="method: reinitialised weights leave the masks"):
+        prune_by_name("mlp", "snip:reinitialised", sparsity=0.9)

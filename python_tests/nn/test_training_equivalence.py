@@ -52,7 +52,7 @@ def test_sparse_and_masked_training_stay_together(architecture, dtype, optimizer
     shape = (2, 8, 8)
     torch.manual_seed(0)
     build = MODELS[architecture]
-    model = build(shape, 4) if architecture == "mlp" else build.func(shape, 4, width=4)
+    model = build(shape, 4) if architecture == "mlp" else build(shape, 4, width=4)
     model = model.to(dtype)
     masks = {
         name: torch.rand(weight.shape) < 0.3

@@ -225,6 +225,35 @@ def test_the_work_of_any_number_of_threads_gives_the_reference(threads, batch):
     torch.testing.assert_close(found, (expected, expected), rtol=0, atol=1e-11)
 
 
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_a_batch_of_one_shares_its_rows_among_threads(threads, dtype):
+    # enough nonzeros for a second thread
+    x, values, crow_indices, col_indices, bias, grad = case(300, 280, (1,), 0.5, dtype)
+    index = (crow_indices, col_indices)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        y = ops.sparse_linear(x, values, *index, 300, bias)
+        found = gradients(grad, x, values, *index)
+        again = ops.sparse_linear(x, values, *index, 300, bias)
+        found_again = gradients(grad, x, values, *index)
+    finally:
+        torch.set_num_threads(before)
+
+    assert torch.equal(y, again)
+    torch.testing.assert_close(found, found_again, rtol=0, atol=0)
+    x, values, bias, grad = (t.double() for t in (x, values, bias, grad))
+    expected = reference.sparse_linear(x, values, *index, 300, bias)
+    expected_gradients = reference.sparse_linear_backward(grad, x, values, *index)
+    pairs = [(y, expected)]
+    for of_ours in found:
+        pairs += zip(of_ours, expected_gradients, strict=True)
+    for ours, exact in pairs:
+        error = (ours.double() - exact).abs().max()
+        assert error <= 8 * torch.finfo(dtype).eps * exact.abs().max()
+
+
 def test_one_long_row_among_empty_ones(device):
     mask = torch.zeros(200, 150, dtype=torch.bool)
     mask[77] = True
@@ -665,11 +694,13 @@ def test_wrong_indices_are_refused(field, at, value, validated, native):
     with pytest.raises(ValueError, match=validated):
         ops.sparse_linear(**arguments, validate=True)
     if native is not None:  # the CPU kernels refuse what would read foreign memory in any case
-        with pytest.raises(RuntimeError, match=native):
-            ops.sparse_linear(**arguments)
         index = (arguments["crow_indices"], arguments["col_indices"], 6)
-        with pytest.raises(RuntimeError, match=native):
-            BACKWARD_OP(torch.ones(3, 4), arguments["x"], None, *index)
+        for batch in (3, 1):
+            x = torch.ones(batch, 6)
+            with pytest.raises(RuntimeError, match=native):
+                ops.sparse_linear(**{**arguments, "x": x})
+            with pytest.raises(RuntimeError, match=native):
+                BACKWARD_OP(torch.ones(batch, 4), x, None, *index)
 
 
 @pytest.mark.parametrize(

@@ -376,6 +376,67 @@ def test_the_trace_says_how_the_masks_came_about(drift, tmp_path):
     assert MaskSet.load(tmp_path / "masks.safetensors").meta == masks.meta
 
 
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("kind", ["mlp", "conv"])
+@pytest.mark.parametrize("base", ["snip", "random", "magnitude"])
+def test_an_interrupted_search_goes_on_to_the_same_masks(kind, base, tmp_path, monkeypatch):
+    # the convolutional network has dropout, so that torch's own random state counts too
+    monkeypatch.setattr(pags_module, "_MOST_TOGETHER", 4)
+    whole = run(kind, base, candidates=11)[1]
+    file = tmp_path / "search"
+
+    def interrupt(done, total):
+        told.append((done, total))
+        if done == 7:  # in the midst of the second group
+            raise Stop
+
+    told: list = []
+    with pytest.raises(Stop):
+        run(kind, base, candidates=11, checkpoint=file, progress=interrupt)
+    told.clear()
+    resumed = run(
+        kind, base, candidates=11, checkpoint=str(file), progress=lambda *n: told.append(n)
+    )[1]
+    assert told == [(done, 11) for done in range(5, 12)]
+    assert resumed == whole
+    assert resumed.meta == whole.meta
+    # done already: nothing is drawn any more; and beyond the end
+    again = run(kind, base, candidates=11, checkpoint=file, progress=interrupt)[1]
+    assert again.meta == whole.meta
+    longer = run(kind, base, candidates=14, checkpoint=file)[1]
+    assert longer == run(kind, base, candidates=14)[1]
+    with pytest.raises(
+        ValueError, match="candidates: expected at least the checkpoint's 14, got 11"
+    ):
+        run(kind, base, candidates=11, checkpoint=file)
+
+
+def test_a_checkpoint_of_another_search_is_refused(tmp_path):
+    file = tmp_path / "search"
+    run("mlp", "random", candidates=1, checkpoint=file)
+    before = file.read_bytes()
+    for change, message in (
+        ({"rule": "alt"}, "rule = 'loose', not 'alt'"),
+        ({"drift": True}, "drift = False, not True"),
+        ({"seed": 4}, "seed = 3, not 4"),
+        ({"sparsity": 0.5}, "density = 0.09.*, not 0.5"),
+        ({"include": "0"}, "weights = '.*', not '.*'"),
+    ):
+        with pytest.raises(ValueError, match=f"is of another search: {message}"):
+            run("mlp", "random", candidates=1, checkpoint=file, **change)
+    run("mlp", "random", method="random")[1].save(file)
+    with pytest.raises(ValueError, match="holds masks, but no search to go on with"):
+        run("mlp", "random", candidates=1, checkpoint=file)
+    file.write_bytes(before[:100])
+    with pytest.raises(ValueError, match="expected masks written by MaskSet.save"):
+        run("mlp", "random", candidates=1, checkpoint=file)
+    with pytest.raises(TypeError, match="checkpoint: expected a path, got int"):
+        run("mlp", "random", candidates=1, checkpoint=3)
+
+
 def candidate_of(line):
     return line["candidate"]
 

@@ -59,6 +59,13 @@ def test_the_structure_is_seen_in_sequential_models_only():
     sparse = full_spectrum(sparsify(networks.mlp(), masks, backend="sparse"))
     assert 0 < sparse.layers["2.weight"].effective_density < 1
 
+    class OwnPool(nn.MaxPool2d):
+        pass
+
+    pooled = networks.conv_net()
+    pooled[2] = OwnPool(2)
+    assert full_spectrum(pooled).layers["9.weight"].effective_density == 1
+
     class Residual(nn.Sequential):
         def forward(self, x):
             return x + super().forward(x)
