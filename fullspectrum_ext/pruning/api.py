@@ -34,10 +34,10 @@ def prune(
 ) -> MaskSet:
     """Choose which weights of a model to keep, by any registered method.
 
-    The weights of ``Linear`` and ``Conv2d`` layers are pruned, biases and normalisation never. Of
-    ``N`` weights exactly ``round(density * N)`` are kept (a half is rounded to even); equal scores
-    are decided by position. The model is only read: weights, buffers, mode, gradients and torch's
-    random state are afterwards what they were.
+    The weights of ``Linear``, ``Conv2d``, ``RNN``, ``LSTM`` and ``GRU`` layers are pruned, biases
+    and normalisation never. Of ``N`` weights exactly ``round(density * N)`` are kept (a half is
+    rounded to even); equal scores are decided by position. The model is only read: weights,
+    buffers, mode, gradients and torch's random state are afterwards what they were.
 
     Args:
         model: A model with plain dense layers. A weight that two layers share counts once.
@@ -117,7 +117,7 @@ def _chosen_weights(model: nn.Module, include: Patterns, exclude: Patterns) -> d
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     weights = {name: weight.detach() for name, weight in prunable_weights(model)}
     if not weights:
-        raise ValueError("model: expected a Linear or Conv2d layer to prune, found none")
+        raise ValueError("model: expected a Linear, Conv2d or recurrent layer to prune, found none")
     names = select_names(weights, include, exclude)
     if not names:
         raise ValueError("include, exclude: no layer is left to prune")
