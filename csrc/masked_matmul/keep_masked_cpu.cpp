@@ -2,7 +2,10 @@
 
 #include <cstdint>
 
+#include "common/cpu_features.h"
 #include "common/library.h"
+#include "common/parallel.h"
+#include "masked_matmul/keep_kernels.h"
 #include "masked_matmul/keep_masked.h"
 
 namespace fullspectrum {
@@ -16,16 +19,13 @@ constexpr int64_t kGrain = 1 << 15;
 void keep_masked_cpu(Tensor x, const Tensor& mask) {
   check_keep_masked(x, mask);
   // a bool is one byte, 0 or 1
-  const auto* kept = static_cast<const uint8_t*>(mask.data_ptr());
+  const auto* flag = static_cast<const uint8_t*>(mask.data_ptr());
   dispatch_word(x.element_size(), [&](auto word_tag) {
     using word_t = decltype(word_tag);
-    auto* words = static_cast<word_t*>(x.data_ptr());
-    torch::stable::parallel_for(0, x.numel(), kGrain, [&](int64_t begin, int64_t end) {
-      word_t* __restrict__ word = words;
-      const uint8_t* __restrict__ flag = kept;
-      for (int64_t i = begin; i < end; ++i) {
-        word[i] &= static_cast<word_t>(word_t{0} - flag[i]);  // all bits, or none: no branch
-      }
+    auto* word = static_cast<word_t*>(x.data_ptr());
+    const KeepKernel<word_t> keep = FULLSPECTRUM_ACTIVE(keep_kernel<word_t>());
+    parallel_for(0, x.numel(), kGrain, [&](int64_t begin, int64_t end) {
+      keep(word + begin, flag + begin, end - begin);
     });
   });
 }

@@ -26,19 +26,20 @@ def _kept_masked(weight: Tensor, mask: Tensor) -> Tensor:
     view made for this call, whose only use is the layer's product: so the gradient is the layer's
     own, and other uses of the weight are left alone.
     """
+    if not (weight.requires_grad and torch.is_grad_enabled()):
+        return weight
+
+    def keep(grad: Tensor | None) -> Tensor | None:
+        if grad is None:  # a second derivative that does not reach here
+            return None
+        # in place only where nobody differentiates through it
+        if torch.is_grad_enabled() or not grad.is_contiguous():
+            return torch.where(mask, grad, 0)
+        torch.ops.fullspectrum.keep_masked_.default(grad, mask)
+        return grad
+
     view = weight.view_as(weight)
-    if view.requires_grad:
-
-        def keep(grad: Tensor | None) -> Tensor | None:
-            if grad is None:  # a second derivative that does not reach here
-                return None
-            # in place only where nobody differentiates through it
-            if torch.is_grad_enabled() or not grad.is_contiguous():
-                return torch.where(mask, grad, 0)
-            torch.ops.fullspectrum.keep_masked_.default(grad, mask)
-            return grad
-
-        view.register_hook(keep)
+    view.register_hook(keep)
     return view
 
 

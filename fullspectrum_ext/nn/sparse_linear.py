@@ -14,6 +14,14 @@ class SparseLinear(SparseLayer):
     buffers, saved in ``state_dict``; the index of the transposed matrix is kept beside them and is
     computed anew only when the topology changes.
 
+    At 98 % sparsity and more a layer spends up to a third of a step on turning its activations
+    into the panels that the kernels work on. Where several such layers follow each other on the
+    CPU, with nothing but elementwise operations between them, they turn them once if they are given
+    panels; the batch must be a multiple of 64 (32 in float64)::
+
+        panels = x.unflatten(0, (-1, 64)).mT.contiguous().mT  # [batch / 64, 64, in]
+        y = mlp(panels).flatten(0, 1)  # [batch, out]
+
     Args:
         in_features: Columns of :math:`W`.
         out_features: Rows of :math:`W`.

@@ -39,10 +39,10 @@ def prune(
 ) -> MaskSet:
     """Choose which weights of a model to keep, by any registered method.
 
-    The weights of ``Linear`` and ``Conv2d`` layers are pruned, biases and normalisation never. Of
-    ``N`` weights exactly ``round(density * N)`` are kept (a half is rounded to even); equal scores
-    are decided by position. The model is only read: weights, buffers, mode, gradients and torch's
-    random state are afterwards what they were.
+    The weights of ``Linear``, ``Conv2d``, ``RNN``, ``LSTM`` and ``GRU`` layers are pruned, biases
+    and normalisation never. Of ``N`` weights exactly ``round(density * N)`` are kept (a half is
+    rounded to even); equal scores are decided by position. The model is only read: weights,
+    buffers, mode, gradients and torch's random state are afterwards what they were.
 
     Args:
         model: A model with plain dense layers. A weight that two layers share counts once.

@@ -80,7 +80,7 @@ def chosen_weights(
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     weights = dict(prunable_weights(model))
     if not weights:
-        raise ValueError("model: expected a Linear or Conv2d layer to prune, found none")
+        raise ValueError("model: expected a Linear, Conv2d or recurrent layer to prune, found none")
     names = select_names(weights, include, exclude)
     if not names:
         raise ValueError("include, exclude: no layer is left to prune")
