@@ -110,7 +110,7 @@ def fitted_exponents(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 def draw(rows: Sequence[dict[str, Any]]) -> None:
     """Draw how many products there are and what one costs."""
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
     quantities = ("products", "nanoseconds_per_nonzero_and_product")
     titles = ("products with the Gram matrix", "nanoseconds a nonzero and product")
     for axis, quantity, title in zip(axes, quantities, titles, strict=True):
@@ -125,10 +125,12 @@ def draw(rows: Sequence[dict[str, Any]]) -> None:
             )
         axis.set(xlabel="nonzeros", title=title)
         axis.grid(alpha=0.3)
-    sizes = np.array([1e5, 1e7])
-    axes[0].loglog(sizes, 60 * (sizes / 1e5) ** (1 / 3), "k:", label="nonzeros^(1/3)")
+    sizes = np.array([1e4, 1e7])
+    steps = 27 * (sizes / sizes[0]) ** (1 / 3)
+    axes[0].loglog(sizes, steps, "k:", label="27 (nonzeros / $10^4$)$^{1/3}$")
+    axes[0].loglog(sizes, 2 * steps, "k-.", label="twice that: two passes")
     axes[1].set_ylim(bottom=0.3, top=30)
-    axes[0].legend(fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     figure.savefig(FIGURE, dpi=120)
 
 

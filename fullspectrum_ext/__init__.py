@@ -6,7 +6,11 @@ from fullspectrum_ext import _library, nn, ops, spectral  # noqa: F401 (_library
 from fullspectrum_ext.masks import MaskSet
 from fullspectrum_ext.nn import densify, load_sparse_state_dict, sparsify
 from fullspectrum_ext.pruning import (
+    DissipatingGradients,
+    DissipatingKStarts,
     GradualPruning,
+    KStarts,
+    ProbMask,
     audit,
     lottery_tickets,
     methods,
@@ -17,10 +21,14 @@ from fullspectrum_ext.spectral import FullSpectrum, LayerSpectrum, dense_spectru
 
 __version__ = _version("fullspectrum-ext")
 __all__ = [
-    "GradualPruning",
+    "DissipatingGradients",
+    "DissipatingKStarts",
     "FullSpectrum",
+    "GradualPruning",
+    "KStarts",
     "LayerSpectrum",
     "MaskSet",
+    "ProbMask",
     "audit",
     "dense_spectrum",
     "densify",

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fullspectrum_ext import _checks
 
 Patterns = str | Iterable[str] | None  # of names, see select_names
-PRUNABLE = (nn.Linear, nn.Conv2d)
+PRUNABLE = (nn.Linear, nn.Conv2d)  # that have one weight, and a truly sparse form
 _RECURRENT_WEIGHT = re.compile(r"weight_(ih|hh|hr)_l\d+(_reverse)?")  # of RNN, LSTM and GRU
 
 

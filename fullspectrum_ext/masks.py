@@ -207,10 +207,10 @@ class MaskSet(Mapping[str, Tensor]):
     def from_model(model: nn.Module) -> "MaskSet":
         """Read off a model which of its weights are there.
 
-        Every linear and 2-d convolution layer has its mask in the set. It comes from the layer's
-        own record where there is one: ``weight_mask`` of ``torch.nn.utils.prune`` (also after
-        several rounds of it), the topology of :class:`fullspectrum_ext.nn.SparseLinear`, the mask
-        of a masked layer. For any other layer it is what is not zero in its weight, so that a
+        Every linear, 2-d convolution and recurrent layer has its masks in the set. They come from
+        the layer's own record where there is one: ``weight_mask`` of ``torch.nn.utils.prune`` (also
+        after several rounds of it), the topology of :class:`fullspectrum_ext.nn.SparseLinear`, the
+        mask of a masked layer. For any other layer it is what is not zero in its weight, so that a
         dense layer is all True.
 
         Args:
@@ -231,7 +231,7 @@ class MaskSet(Mapping[str, Tensor]):
         """
         layers = model_layers(model)
         if not layers:
-            raise ValueError("model: expected a Linear or Conv2d layer, found none")
+            raise ValueError("model: expected a Linear, Conv2d or recurrent layer, found none")
         return MaskSet({name: layer.mask for name, layer in layers.items()})
 
     @staticmethod

@@ -302,7 +302,7 @@ def test_a_shared_parameter_is_named_once(model):
 
 
 def test_from_model_refuses():
-    with pytest.raises(ValueError, match="expected a Linear or Conv2d layer, found none"):
+    with pytest.raises(ValueError, match="expected a Linear, Conv2d or recurrent layer"):
         MaskSet.from_model(nn.ReLU())
     with pytest.raises(ValueError, match="1.weight is not initialised yet"):
         MaskSet.from_model(nn.Sequential(nn.ReLU(), nn.LazyLinear(3)))

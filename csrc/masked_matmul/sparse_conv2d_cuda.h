@@ -5,8 +5,9 @@
 //   sparse_conv2d_cuda.h               which pixels meet which; what the other files give
 //   sparse_conv2d_cuda.cu              the operators
 //   sparse_conv2d_product_cuda.cu      images times a sparse matrix: y, and the gradient for x
+//   sparse_conv2d_lists_cuda.h         the nonzeros that it walks
 //   sparse_conv2d_grad_values_cuda.cu  the gradient for the stored values
-//   sparse_conv2d_tiles_cuda.h         tiles of images in shared memory, for both of these
+//   sparse_conv2d_tiles_cuda.h         tiles of images in shared memory, for product and gradient
 
 #include <torch/csrc/stable/tensor.h>
 

@@ -10,7 +10,7 @@ from rich import box
 from rich.table import Table
 from torch import Tensor, nn
 
-from fullspectrum_ext._layers import prunable_weights
+from fullspectrum_ext._layers import PRUNABLE, prunable_weights
 from fullspectrum_ext._progress import LateProgress
 from fullspectrum_ext.experiments.data import DATASETS
 from fullspectrum_ext.experiments.environment import environment
@@ -134,10 +134,11 @@ def bench_model(
 def _rows(
     network: nn.Module, x: Tensor, sparsities: Sequence[float], progress: LateProgress
 ) -> list[dict[str, Any]]:
-    layers = {
-        name: network.get_submodule(name.rpartition(".")[0])
+    named = [
+        (name, network.get_submodule(name.rpartition(".")[0]))
         for name, _ in prunable_weights(network)
-    }
+    ]
+    layers = {name: layer for name, layer in named if isinstance(layer, PRUNABLE)}
     if not layers:
         raise ValueError("model: expected Linear or Conv2d layers, it has none")
     uses = layer_uses(network, layers, x)

@@ -15,7 +15,7 @@ import torch
 
 from fullspectrum_ext import pruning
 from fullspectrum_ext.experiments.data import DATASETS
-from fullspectrum_ext.experiments.methods import check_method
+from fullspectrum_ext.experiments.methods import check_method, split_ablation
 from fullspectrum_ext.experiments.models import MODELS, check_model
 from fullspectrum_ext.experiments.models.imported import is_import_path
 
@@ -60,7 +60,10 @@ class TrainConfig:
         ("pags:snip", "snip", "erk"),
         f"Pruning methods to compare: {', '.join(pruning.methods())}; "
         "pags:BASE samples around BASE; dense prunes nothing; "
-        "omp, gmp, imp and imp:lr prune by magnitude in the course of training.",
+        "omp, gmp, imp and imp:lr prune by magnitude in the course of training; probmask and "
+        "probmask:vr_pge learn masks; kstarts, dissipating and dissipating:kstarts prune in the "
+        "first epochs. A sanity ablation "
+        f"may follow the name (snip:shuffled): {', '.join(pruning.ABLATIONS)}.",
     )
     sparsity: float = _setting(0.95, "Fraction of the weights that is removed, in [0, 1).")
     candidates: int = _setting(100, "Masks that pags draws and chooses from.")
@@ -109,10 +112,11 @@ class TrainConfig:
             least = int(name in at_least_one)
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
-        if "imp" in self.methods and self.rewind_epoch >= self.epochs:
+        rewinding = [method for method in self.methods if split_ablation(method)[0] == "imp"]
+        if rewinding and self.rewind_epoch >= self.epochs:
             raise ValueError(
-                f"rewind_epoch: expected less than epochs with imp, got {self.rewind_epoch} "
-                f"and {self.epochs}"
+                f"rewind_epoch: expected less than epochs with {rewinding[0]}, "
+                f"got {self.rewind_epoch} and {self.epochs}"
             )
         for seed in self.seeds:
             if not 0 <= seed < 2**63:

@@ -15,8 +15,17 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from torch import Tensor, nn
 
 from fullspectrum_ext.masks import MaskSet
-from fullspectrum_ext.pruning import GradualPruning, prune, ticket_densities
+from fullspectrum_ext.pruning import (
+    DissipatingGradients,
+    DissipatingKStarts,
+    GradualPruning,
+    KStarts,
+    ProbMask,
+    prune,
+    ticket_densities,
+)
 from fullspectrum_ext.pruning.gradual import keep_largest
+from fullspectrum_ext.pruning.probmask import Estimator
 
 if TYPE_CHECKING:  # both import this file, to know the names of the methods
     from fullspectrum_ext.experiments.config import TrainConfig
@@ -138,7 +147,14 @@ class _OneShot:
         return None
 
 
-class _Gradual:
+class _HookFirst:
+    """Begins with all weights; the hook of the first stage says which of them the last one has."""
+
+    def masks(self, _stage: int, start: StageStart) -> MaskSet:
+        return all_weights(start.model) if start.masks is None else start.masks
+
+
+class _Gradual(_HookFirst):
     """Prunes by magnitude from the first step on, to the end of three quarters of the epochs."""
 
     def __init__(self, config: TrainConfig, _seed: int) -> None:
@@ -148,9 +164,6 @@ class _Gradual:
             Stage("gradual pruning", pruning),
             Stage("pruned", config.epochs - pruning, "continue"),
         )
-
-    def masks(self, _stage: int, start: StageStart) -> MaskSet:
-        return all_weights(start.model) if start.masks is None else start.masks
 
     def hook(self, stage: int, run: Run) -> Hook | None:
         if stage == 1:
@@ -194,10 +207,84 @@ class _LotteryTickets:
         return None
 
 
+class _LearnedMasks(_HookFirst):
+    """Learns masks with ProbMask for four fifths of the epochs, and trains what they keep on."""
+
+    def __init__(self, config: TrainConfig, seed: int, *, estimator: Estimator) -> None:
+        self.sparsity, self.seed, self.estimator = config.sparsity, seed, estimator
+        learning = math.ceil(0.8 * config.epochs)
+        self.stages = (
+            Stage("learning masks", learning),
+            Stage("fine-tuning", config.epochs - learning),
+        )
+
+    def hook(self, stage: int, run: Run) -> Hook | None:
+        if stage == 1:
+            return None
+        probmask = ProbMask(
+            run.model,
+            sparsity=self.sparsity,
+            steps=self.stages[0].epochs * len(run.batches),
+            estimator=self.estimator,
+            seed=self.seed,
+        )
+
+        def backward(forward: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+            outputs = []
+
+            def loss() -> Tensor:
+                output, value = forward()
+                outputs.append(output)
+                return value
+
+            mean_loss = probmask.backward(loss)
+            return outputs[-1], mean_loss
+
+        run.backward = backward
+        return probmask
+
+
+class _EarlyPruning(_HookFirst):
+    """Prunes in the first epochs by what happens in them, and trains on."""
+
+    def __init__(
+        self, config: TrainConfig, seed: int, *, method: Callable[..., Hook], epochs: int
+    ) -> None:
+        self.method, self.sparsity, self.seed = method, config.sparsity, seed
+        first = min(epochs, config.epochs)
+        self.stages = (
+            Stage("first epochs", first),
+            Stage("pruned", config.epochs - first, "continue"),
+        )
+
+    def hook(self, stage: int, run: Run) -> Hook | None:
+        if stage == 1:
+            return None
+        steps = self.stages[0].epochs * len(run.batches)
+        return self.method(run.model, self.seed, sparsity=self.sparsity, steps=steps)
+
+
+def _dissipating(model: nn.Module, _seed: int, **options: Any) -> Hook:
+    return DissipatingGradients(model, **options)
+
+
+def _kstarts(model: nn.Module, seed: int, **options: Any) -> Hook:
+    return KStarts(model, seed=seed, scope="erk", **options)
+
+
+def _dissipating_kstarts(model: nn.Module, seed: int, **options: Any) -> Hook:
+    return DissipatingKStarts(model, seed=seed, **options)
+
+
 PROCEDURES: Mapping[str, Callable[[TrainConfig, int], Procedure]] = {
     "omp": _OneShot,
     "gmp": _Gradual,
     "imp": functools.partial(_LotteryTickets, rewind_weights=True),
     "imp:lr": functools.partial(_LotteryTickets, rewind_weights=False),
+    "probmask": functools.partial(_LearnedMasks, estimator="relaxed"),
+    "probmask:vr_pge": functools.partial(_LearnedMasks, estimator="vr_pge"),
+    "kstarts": functools.partial(_EarlyPruning, method=_kstarts, epochs=2),
+    "dissipating": functools.partial(_EarlyPruning, method=_dissipating, epochs=2),
+    "dissipating:kstarts": functools.partial(_EarlyPruning, method=_dissipating_kstarts, epochs=4),
 }
 """Name of each method that prunes in the course of training: made of the settings and a seed."""

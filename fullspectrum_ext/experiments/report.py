@@ -26,6 +26,8 @@ def results_table(results: Figures) -> Table:
         A table for people; spreads are standard deviations over the seeds.
     """
     config = results["config"]
+    has_teacher = "support_recovered" in results["runs"][0]
+    shares = ("test_accuracy", "support_recovered") if has_teacher else ("test_accuracy",)
     table = Table(
         title=f"{config['data']}, {config['model']}, {_seeds(config['seeds'])}",
         caption=(
@@ -33,6 +35,7 @@ def results_table(results: Figures) -> Table:
             "The norm is that of the full-spectrum coordinate, before and after training under the "
             "same mask; the anchor distance is how far training moved it. Seconds: pruning + "
             "training."
+            + (" Support: the share of the teacher's weights that is kept." * has_teacher)
         ),
         caption_justify="left",
         box=box.SIMPLE_HEAD,
@@ -42,7 +45,7 @@ def results_table(results: Figures) -> Table:
     table.add_column("method", no_wrap=True)
     for header in (
         "sparsity\nkept / all",
-        "test\naccuracy %",
+        "accuracy and\nsupport %" if has_teacher else "test\naccuracy %",
         "norm before\nand after",
         "anchor\ndistance",
         "seconds",
@@ -53,7 +56,7 @@ def results_table(results: Figures) -> Table:
         table.add_row(
             method,
             f"{first['sparsity']:.4f}\n{first['kept']} / {first['total']}",
-            _spread([100 * run["test_accuracy"] for run in runs]),
+            "\n".join(_spread([100 * run[key] for run in runs]) for key in shares),
             "\n".join(_spread([run[key] for run in runs]) for key in ("norm_before", "norm_after")),
             _spread([run["anchor_distance"] for run in runs]),
             " + ".join(

@@ -64,7 +64,10 @@ def load_progress(run: Run, snapshot: Snapshot, masks: MaskSet) -> None:
     """
     for name, parameter in run.model.named_parameters():
         dense_name = _dense_name(name, masks)
-        state = copy.deepcopy(snapshot["optimizer"][dense_name])
+        state = {
+            key: _on_device(value, parameter.device)
+            for key, value in copy.deepcopy(snapshot["optimizer"][dense_name]).items()
+        }
         mask = masks.get(dense_name)
         if mask is not None:
             is_sparse = dense_name != name
@@ -85,6 +88,11 @@ def _spread(value: Any, mask: Tensor) -> Any:
     if not isinstance(value, Tensor) or value.dim() == 0:
         return value
     return value.new_zeros(mask.shape).masked_scatter(mask.to(value.device), value)
+
+
+def _on_device(value: Any, device: torch.device) -> Any:
+    # a snapshot out of a checkpoint is on the CPU; counts of steps stay there
+    return value.to(device) if isinstance(value, Tensor) and value.dim() else value
 
 
 def _cut(value: Any, mask: Tensor, is_sparse: bool) -> Any:

@@ -41,7 +41,7 @@ def project_scores_(scores: Sequence[Tensor], budget: float) -> Tensor:
 
     References:
         Zhou, Zhang, Xu, Zhang: Effective Sparsification of Neural Networks with Global Sparsity
-        Constraint, CVPR 2021, https://arxiv.org/abs/2105.01571, theorem 1.
+        Constraint, CVPR 2021, https://arxiv.org/abs/2105.01571.
 
     Example:
         >>> scores = [torch.tensor([1.5, 0.75]), torch.tensor([0.25, -1.0])]

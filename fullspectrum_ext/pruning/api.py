@@ -1,15 +1,20 @@
 """The one function that prunes."""
 
 import contextlib
-import math
 from collections.abc import Generator, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fullspectrum_ext._layers import Patterns, prunable_weights, select_names
+from fullspectrum_ext._layers import Patterns
 from fullspectrum_ext.masks import MaskSet
+from fullspectrum_ext.pruning.arguments import (
+    chosen_weights,
+    refuse_collapse,
+    resolve_density,
+    resolve_seed,
+)
 from fullspectrum_ext.pruning.base import Loss, ScoringContext, find_method
 from fullspectrum_ext.pruning.batches import Batches
 from fullspectrum_ext.pruning.selection import check_scores, select
@@ -34,10 +39,10 @@ def prune(
 ) -> MaskSet:
     """Choose which weights of a model to keep, by any registered method.
 
-    The weights of ``Linear`` and ``Conv2d`` layers are pruned, biases and normalisation never. Of
-    ``N`` weights exactly ``round(density * N)`` are kept (a half is rounded to even); equal scores
-    are decided by position. The model is only read: weights, buffers, mode, gradients and torch's
-    random state are afterwards what they were.
+    The weights of ``Linear``, ``Conv2d``, ``RNN``, ``LSTM`` and ``GRU`` layers are pruned, biases
+    and normalisation never. Of ``N`` weights exactly ``round(density * N)`` are kept (a half is
+    rounded to even); equal scores are decided by position. The model is only read: weights,
+    buffers, mode, gradients and torch's random state are afterwards what they were.
 
     Args:
         model: A model with plain dense layers. A weight that two layers share counts once.
@@ -73,10 +78,11 @@ def prune(
     """
     registered = find_method(method)
     registered.check_options(options)
-    density = _resolve_density(sparsity, density)
+    density = resolve_density(sparsity, density)
     scope = registered.resolve_scope(scope)
-    weights = _chosen_weights(model, include, exclude)
-    seed = _resolve_seed(seed)
+    parameters = chosen_weights(model, include, exclude)
+    weights = {name: weight.detach() for name, weight in parameters.items()}
+    seed = resolve_seed(seed)
     context = ScoringContext(
         weights=weights,
         density=density,
@@ -91,48 +97,11 @@ def prune(
     if not isinstance(result, MaskSet):
         result = MaskSet(select(check_scores(method, result, weights), density, scope))
     if not allow_collapse:
-        _refuse_collapse(result)
+        refuse_collapse(result)
     made_by = {"method": method, "density": density, "scope": scope, "seed": seed}
     recorded = {name: value for name, value in options.items() if name not in _NOT_RECORDED}
     result.meta = {**made_by, "options": recorded, **result.meta}
     return result
-
-
-def _resolve_density(sparsity: float | None, density: float | None) -> float:
-    if (sparsity is None) == (density is None):
-        given = "neither" if sparsity is None else "both"
-        raise ValueError(f"sparsity, density: expected exactly one of them, got {given}")
-    name, value = ("density", density) if sparsity is None else ("sparsity", sparsity)
-    if isinstance(value, (bool, str)) or not hasattr(value, "__float__"):
-        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
-    number = float(value)  # type: ignore[arg-type]
-    if math.isnan(number) or not (0 <= number < 1 if name == "sparsity" else 0 < number <= 1):
-        interval = "[0, 1)" if name == "sparsity" else "(0, 1]"
-        raise ValueError(f"{name}: expected a fraction in {interval}, got {number}")
-    return 1.0 - number if name == "sparsity" else number
-
-
-def _chosen_weights(model: nn.Module, include: Patterns, exclude: Patterns) -> dict[str, Tensor]:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-    weights = {name: weight.detach() for name, weight in prunable_weights(model)}
-    if not weights:
-        raise ValueError("model: expected a Linear or Conv2d layer to prune, found none")
-    names = select_names(weights, include, exclude)
-    if not names:
-        raise ValueError("include, exclude: no layer is left to prune")
-    return {name: weights[name] for name in names}
-
-
-def _resolve_seed(seed: int | None) -> int:
-    if seed is None:
-        with torch.random.fork_rng(devices=[]):
-            return int(torch.randint(2**31, ()))
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise TypeError(f"seed: expected an integer, got {type(seed).__name__}")
-    if not 0 <= seed < 2**63:
-        raise ValueError(f"seed: expected an integer in [0, 2**63), got {seed}")
-    return seed
 
 
 @contextlib.contextmanager
@@ -145,12 +114,3 @@ def _own_random_state(seed: int, weights: Iterable[Tensor]) -> Generator[None, N
         for index in cuda:
             torch.cuda.default_generators[index].manual_seed(seed)
         yield
-
-
-def _refuse_collapse(masks: MaskSet) -> None:
-    collapsed = [name for name, mask in masks.items() if not bool(mask.any())]
-    if collapsed:
-        raise ValueError(
-            f"density {masks.density:.3g} leaves no weight in {', '.join(collapsed)}; lower the "
-            "sparsity, choose another scope, exclude the layer, or pass allow_collapse=True"
-        )

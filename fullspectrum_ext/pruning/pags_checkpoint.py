@@ -22,7 +22,8 @@ class SearchFile:
 
     Args:
         path: The file, which need not be there.
-        context: What is pruned; its weights, density, scope and seed must be those of the file.
+        context: What is pruned; its weights, device, density, scope and seed must be those of
+            the file.
         settings: All else that decides what is found, as JSON-like values.
 
     Raises:
@@ -39,6 +40,7 @@ class SearchFile:
             "density": context.density,
             "scope": context.scope,
             "seed": context.generator.initial_seed(),
+            "device": context.device.type,
             "weights": _digest(context.weights),
         }
         self.settings = json.loads(json.dumps(decides))

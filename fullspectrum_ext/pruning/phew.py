@@ -131,6 +131,8 @@ def _layers(model: nn.Module, *, known: bool) -> dict[str, _Layer]:
     layers: dict[str, _Layer] = {}
     units = 0  # of the layer before
     for name, weight in weights.items():
+        if weight.numel() == 0:
+            raise ValueError(f"chain: {name} has no weights to walk through")
         taps = math.prod(weight.shape[1:])
         inputs = units or weight.shape[1]
         if taps % inputs:

@@ -59,7 +59,13 @@ def _ones(context: ScoringContext, input_shape: Sequence[int] | None) -> Tensor:
                 "input_shape: method 'synflow' needs the shape of one input: pass "
                 "input_shape=(channels, height, width), or data"
             )
-        input_shape = next(context.on_device())[0].shape[1:]
+        inputs = next(context.on_device())[0]
+        if not inputs.is_floating_point():
+            raise ValueError(
+                "data: method 'synflow' sends ones through the network, which means nothing to one "
+                f"that takes {inputs.dtype}"
+            )
+        input_shape = inputs.shape[1:]
     return torch.ones(1, *input_shape, dtype=torch.float64, device=context.device)
 
 

@@ -117,7 +117,7 @@ def _read(
         layers = model_layers(source)
         if not layers:
             raise ValueError(
-                f"{argument}: expected a model with a Linear or Conv2d layer, found none"
+                f"{argument}: expected a model with a Linear, Conv2d or recurrent layer, found none"
             )
         return _split(layers)
     if isinstance(source, MaskSet):

@@ -304,8 +304,8 @@ def test_a_users_model_comes_by_import_path_with_weights_of_its_seed(users_modul
     [
         ("users_models", ValueError, "model: expected one of .*or package.module:function"),
         ("no_such_module:f", ValueError, "there is no module 'no_such_module'"),
-        ("users_models:absent", ValueError, "users_models has no function 'absent'"),
-        ("users_models:number", ValueError, "users_models has no function 'number'"),
+        ("users_models:absent", ValueError, "users_models has no 'absent'"),
+        ("users_models:number", ValueError, "users_models:number is no function"),
         ("users_models:none", TypeError, "to return a torch.nn.Module, got NoneType"),
     ],
 )

@@ -9,6 +9,7 @@ from jobs import SMALL, outcome
 
 from fullspectrum_ext.experiments import RunFolder, TrainConfig, methods, suite, train
 from fullspectrum_ext.experiments.procedures import Stage, schedule_epochs
+from fullspectrum_ext.experiments.pruning import prune_by_name
 from fullspectrum_ext.masks import MaskSet
 
 METHODS = ("gmp", "omp", "imp", "imp:lr")
@@ -168,3 +169,18 @@ def test_methods_that_make_no_sense_are_refused(method, words):
 def test_pags_around_random_is_no_ablation():
     assert methods.split_ablation("pags:random") == ("pags:random", "")
     assert methods.split_ablation("pags:random:shuffled") == ("pags:random", "shuffled")
+
+
+def test_pruning_by_name_takes_ablated_masks_and_no_method_that_trains():
+    plain, shuffled, inverted = (
+        prune_by_name("mlp", f"magnitude{ablation}", sparsity=0.9)
+        for ablation in ("", ":shuffled", ":inverted")
+    )
+    for name, mask in plain.items():
+        assert int(mask.sum()) == int(shuffled[name].sum()) == int(inverted[name].sum())
+        assert not bool((mask & inverted[name]).any())
+    assert plain != shuffled
+    with pytest.raises(ValueError, match="method: imp prunes in the course of training"):
+        prune_by_name("mlp", "imp", sparsity=0.9)
+    with pytest.raises(ValueError, match="method: reinitialised weights leave the masks"):
+        prune_by_name("mlp", "snip:reinitialised", sparsity=0.9)

@@ -43,6 +43,18 @@ def test_the_table_holds_means_and_standard_deviations_over_seeds():
     assert "2 seeds" in text
 
 
+def test_the_table_says_how_much_of_a_teachers_support_was_found():
+    runs = [
+        {**RUN, "method": "a", "seed": seed, "test_accuracy": 0.9, "support_recovered": share}
+        for seed, share in [(0, 0.2), (1, 0.24)]
+    ]
+    text = text_of({"config": {"data": "d", "model": "m", "seeds": [0, 1]}, "runs": runs})
+
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert "a 0.9500 90.00 ± 0.00 1.00 ± 0.00 0.50 ± 0.00 3.0 + 4.0" in lines
+    assert "50 / 1000 22.00 ± 2.83 2.00 ± 0.00" in lines
+
+
 def test_the_figure_is_drawn_from_the_run_folder(tmp_path):
     folder = RunFolder(tmp_path / "run")
     train(dataclasses.replace(SMALL, epochs=1), folder)

@@ -211,6 +211,34 @@ def test_the_networks_of_the_field_are_pruned_and_trained(tmp_path, small_images
     assert run["sparsity"] == pytest.approx(0.95, abs=1e-5)
 
 
+def test_a_recurrent_network_learns_the_order_of_characters(tmp_path):
+    file = tmp_path / "text"
+    file.write_text("abcdefgh" * 500)
+    config = TrainConfig(
+        data="text",
+        data_path=str(file),
+        model="lstm",
+        methods=("snip",),
+        sparsity=0.9,
+        seeds=(0,),
+        epochs=8,
+        batch_size=16,
+        learning_rate=0.01,
+    )
+    (run,) = train(config, RunFolder(tmp_path / "run"))["runs"]
+    assert run["test_accuracy"] > 0.8  # all but the first of 64 can be known
+    records = outcome(tmp_path / "run")["records"]
+    assert all(0 <= record["train_accuracy"] <= 1 for record in records)
+    assert records[-1]["train_loss"] < 0.5 * records[0]["train_loss"]
+
+
+def test_a_model_that_does_not_fit_the_data_is_refused_before_any_work(tmp_path):
+    config = TrainConfig(model="torch.nn:Identity", methods=("dense",), seeds=(0,))
+    with pytest.raises(ValueError, match=r"model: expected outputs \(2, 10\)"):
+        train(config, RunFolder(tmp_path / "run"))
+    assert (tmp_path / "run" / "records.jsonl").read_text() == ""
+
+
 def test_residual_networks_learn_digits(tmp_path):
     config = TrainConfig(
         model="resnet20", methods=("erk",), sparsity=0.8, seeds=(0,), epochs=2, batch_size=64

@@ -194,6 +194,13 @@ def test_synflow_takes_the_shape_from_the_data():
     )
 
 
+def test_synflow_refuses_a_network_of_tokens():
+    model = nn.Sequential(nn.Embedding(10, 8), nn.Linear(8, 10))
+    data = (torch.randint(10, (4,)), torch.randint(10, (4,)))
+    with pytest.raises(ValueError, match="sends ones through the network, .* takes torch.int64"):
+        prune(model, "synflow", sparsity=0.5, data=data)
+
+
 def test_synflow_survives_a_network_whose_flow_leaves_float32():
     layers = [layer for _ in range(30) for layer in (nn.Linear(64, 64), nn.ReLU())]
     model = nn.Sequential(*layers)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from fullspectrum_ext.experiments.models import build_model
+from fullspectrum_ext.experiments.models.layers import MaxPool
 from fullspectrum_ext.pruning import phew as phew_module
 from fullspectrum_ext.pruning import prune
 from fullspectrum_ext.spectral.paths import effective_masks
@@ -141,9 +142,21 @@ def test_layers_that_are_not_known_to_be_a_chain_are_refused():
     parallel[1] = nn.Linear(7, 4)
     with pytest.raises(ValueError, match=r"chain: 1.weight has 7 taps, which the 4 outputs"):
         prune(parallel, "phew", sparsity=0.5, chain=True)
+    empty = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 0), nn.Linear(0, 2))
+    with pytest.raises(ValueError, match=r"chain: 1.weight has no weights to walk through"):
+        prune(empty, "phew", sparsity=0.5, chain=True)
     grouped = nn.Sequential(nn.Conv2d(4, 8, 1), nn.Conv2d(8, 8, 4, groups=2))
     with pytest.raises(ValueError, match=r"chain: .* grouped convolution"):
         prune(grouped, "phew", sparsity=0.5, chain=True)
+
+
+def test_the_pools_of_vgg_are_links_of_a_chain():
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), MaxPool(), nn.Flatten(), nn.Linear(64, 3)
+    )
+    masks = prune(model, "phew", sparsity=0.9, seed=0)
+    assert masks.nnz == 23
+    assert all(bool(mask.any()) for mask in masks.values())
 
 
 def test_the_last_weights_do_not_take_forever():

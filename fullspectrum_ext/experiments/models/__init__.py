@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from fullspectrum_ext.experiments.models.imported import import_model, is_import_path
+from fullspectrum_ext.experiments.models.imported import import_model
 from fullspectrum_ext.experiments.models.layers import Initialised, Shape
 from fullspectrum_ext.experiments.models.lstm import character_lstm
 from fullspectrum_ext.experiments.models.mlp import lenet_300_100, linear, wide_mlp
@@ -48,7 +48,7 @@ def check_model(name: str, kind: str) -> None:
     """Refuse a model that cannot take a kind of data.
 
     Args:
-        name: Key of :data:`MODELS`, or an import path, whose model is tried when it is built.
+        name: Key of :data:`MODELS`; any other name is looked into when the model is built.
         kind: What the data are: ``images``, ``text``, ``teacher-linear`` or ``teacher-mlp``.
 
     Raises:
@@ -60,7 +60,7 @@ def check_model(name: str, kind: str) -> None:
         ...
         ValueError: model: 'lstm' takes text, not images; expected one of mlp, ...
     """
-    if is_import_path(name) or name in _TAKEN_BY[kind]:
+    if name not in MODELS or name in _TAKEN_BY[kind]:
         return
     kinds = " and ".join(other for other, names in _TAKEN_BY.items() if name in names)
     raise ValueError(

@@ -49,9 +49,11 @@ def import_function(argument: str, path: str, known: Iterable[str]) -> Callable[
         raise ValueError(f"{argument}: {module_name} cannot be imported: {error}") from error
     finally:
         sys.path.pop(0)
-    function = getattr(module, function_name, None)
+    if not hasattr(module, function_name):
+        raise ValueError(f"{argument}: {module_name} has no {function_name!r}")
+    function = getattr(module, function_name)
     if not callable(function):
-        raise ValueError(f"{argument}: {module_name} has no function {function_name!r}")
+        raise ValueError(f"{argument}: {path} is no function")
     return function
 
 

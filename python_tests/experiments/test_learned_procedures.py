@@ -1,0 +1,68 @@
+"""ProbMask, K-starts and dissipating gradients in the driver."""
+
+import dataclasses
+
+import pytest
+import torch
+from jobs import SMALL, outcome
+
+from fullspectrum_ext.experiments import RunFolder, suite, train
+from fullspectrum_ext.masks import MaskSet
+
+METHODS = ("probmask", "probmask:vr_pge", "kstarts", "dissipating", "dissipating:kstarts")
+CONFIG = dataclasses.replace(
+    SMALL, methods=METHODS, seeds=(0,), epochs=3, sparsity=0.7, coordinate_every=0
+)
+
+
+class _Killed(BaseException):
+    """As a signal would come: at any moment, caught by nobody."""
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    path = tmp_path_factory.mktemp("whole") / "run"
+    train(CONFIG, RunFolder(path))
+    return path
+
+
+def test_the_sparsity_asked_for_is_met_exactly_by_different_masks(uninterrupted):
+    folder = RunFolder(uninterrupted)
+    masks = {method: MaskSet.load(folder.masks(method, 0)) for method in METHODS}
+    for run in outcome(uninterrupted)["runs"]:
+        assert (run["kept"], run["total"]) == (15060, 50200)
+        assert masks[run["method"]].nnz == 15060
+    assert len({mask.digest() for mask in masks.values()}) == len(METHODS)
+    model = torch.load(folder.checkpoint("probmask", 0), weights_only=True)["model"]
+    assert MaskSet.from_state_dict(model) == masks["probmask"]
+
+
+def test_epochs_are_those_of_all_stages(uninterrupted):
+    records = outcome(uninterrupted)["records"]
+    densities = {
+        method: [r["density"] for r in records if r["method"] == method] for method in METHODS
+    }
+    assert densities["probmask"] == pytest.approx([0.3] * 3)  # what it evaluates
+    assert densities["kstarts"] == pytest.approx([1.0, 0.3, 0.3])
+    assert densities["dissipating"] == pytest.approx([0.65, 0.3, 0.3])
+    assert densities["dissipating:kstarts"][-1] == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("moment", [2, 3, 5, 9, 13, 16])
+def test_a_killed_job_ends_as_an_uninterrupted_one(uninterrupted, tmp_path, monkeypatch, moment):
+    whole = suite.save_checkpoint
+    left = [moment]
+
+    def interrupted(path, content):
+        if left[0] == 0:
+            raise _Killed
+        whole(path, content)
+        left[0] -= 1
+
+    with monkeypatch.context() as patch:
+        patch.setattr(suite, "save_checkpoint", interrupted)
+        with pytest.raises(_Killed):
+            train(CONFIG, RunFolder(tmp_path / "run"))
+    train(CONFIG, RunFolder(tmp_path / "run"))
+
+    assert outcome(tmp_path / "run") == outcome(uninterrupted)
