@@ -26,6 +26,7 @@ LINEAR = ((300, 784, 512), (1024, 1024, 128), (1024, 1024, 512), (4096, 4096, 12
 CONV2D = ((64, 32), (128, 16), (256, 8), (512, 4))
 COLORS = {
     "ours": "C0",
+    "in panels": "C9",
     "dense": "black",
     "dense, channels last": "C4",
     "dense with mask": "0.55",
@@ -60,7 +61,8 @@ def layer_lines(rows: Iterable[dict[str, Any]]) -> dict[str, Line]:
                 best[name] = time
         base = best["dense with mask"]["median"]
         for name, time in best.items():
-            lines.setdefault(name, []).append((row["sparsity"], faster(time, base)))
+            if name in COLORS:
+                lines.setdefault(name, []).append((row["sparsity"], faster(time, base)))
     return lines  # type: ignore[return-value]
 
 

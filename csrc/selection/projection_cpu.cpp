@@ -112,13 +112,13 @@ class Root {
   double budget_;
 };
 
-// Calls body(i, memory for kChunk scores) for every i below `count`, on as many threads as there
-// are.
+// Calls body(i, memory for kChunk + 8 scores) for every i below `count`, on as many threads as
+// there are.
 template <typename scalar_t, typename Body>
 void for_each_in_parts(int64_t count, const Body& body) {
   const int64_t parts = thread_count();
   parallel_for(0, parts, 1, [&](int64_t first, int64_t last) {
-    const std::unique_ptr<scalar_t[]> memory(new scalar_t[kChunk]);
+    const std::unique_ptr<scalar_t[]> memory(new scalar_t[kChunk + 8]);
     for (int64_t i = count * first / parts; i < count * last / parts; ++i) {
       body(i, memory.get());
     }

@@ -22,7 +22,7 @@ struct ProjectionKernels {
       int64_t size,
       double low,  // at least 0
       double high,
-      scalar_t* open  // [size]
+      scalar_t* open  // [size + 8], of which the last ones may be written over
   );
   // z = clip(z - threshold, 0, 1)
   void (*project)(

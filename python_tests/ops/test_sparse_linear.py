@@ -151,11 +151,11 @@ def test_any_shape_agrees_with_the_reference(rows, cols, batch, density, dtype):
     assert_gradients(grad, x, values, crow_indices, col_indices, **tolerance)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     rows=st.integers(1, 90),
     cols=st.integers(1, 90) | st.sampled_from([997, 1700]),
-    batch=st.integers(0, 140) | st.sampled_from([1009, 3000]),
+    batch=st.integers(0, 140) | st.sampled_from([1009, 2000]),
     topology=st.sampled_from(list(TOPOLOGIES)),
     density=st.sampled_from([0.02, 0.1, 0.5]),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
