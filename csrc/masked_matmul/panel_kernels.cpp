@@ -165,6 +165,10 @@ void prefetch_segment(const V* nonzeros, int64_t at) {
   prefetch<kSegmentBytes>(nonzeros + at);
 }
 
+// A row's products are added up in parts of at most so many nonzeros, and the parts to each other:
+// the error of a long sum grows with the length of what is added up one by one.
+constexpr int64_t kLongestPart = 64;
+
 // One strip of kVectors registers. Several nonzeros at a time go to as many sets of sums, eight
 // registers in all, since fewer would wait for the latency of their additions.
 template <int kVectors, bool kPrefetch, typename T, typename index_t>
@@ -185,45 +189,49 @@ void multiply_strip(
         prefetch_segment(col, next[r + kRowsAhead]);
         prefetch_segment(value, next[r + kRowsAhead]);
       }
-      vector_t<T> sum[kSets][kVectors] = {};
-      FULLSPECTRUM_UNROLL
-      for (int v = 0; v < kVectors; ++v) {
-        sum[0][v] = !block.first ? load(y + r * width + v * n)
-                                 : vector_t<T>{} + (bias != nullptr ? bias[r] : T{0});
-      }
       int64_t p = next[r];
       const int64_t last = w.crow[r + 1];
-      for (; p + kSets <= last && col[p + kSets - 1] <= block.last; p += kSets) {
-        FULLSPECTRUM_UNROLL
-        for (int s = 0; s < kSets; ++s) {
-          if constexpr (kPrefetch) {
-            prefetch_strip<kVectors>(x, width, col, p + s, end);
+      bool first = block.first;
+      do {
+        const int64_t stop = last - p < kLongestPart ? last : p + kLongestPart;
+        vector_t<T> sum[kSets][kVectors] = {};
+        for (; p + kSets <= stop && col[p + kSets - 1] <= block.last; p += kSets) {
+          FULLSPECTRUM_UNROLL
+          for (int s = 0; s < kSets; ++s) {
+            if constexpr (kPrefetch) {
+              prefetch_strip<kVectors>(x, width, col, p + s, end);
+            }
+            const T* strip = x + static_cast<int64_t>(col[p + s]) * width;
+            const T weight = value[p + s];
+            FULLSPECTRUM_UNROLL
+            for (int v = 0; v < kVectors; ++v) {
+              sum[s][v] += weight * load(strip + v * n);
+            }
           }
-          const T* strip = x + static_cast<int64_t>(col[p + s]) * width;
-          const T weight = value[p + s];
+        }
+        for (; kSets > 1 && p < stop && col[p] <= block.last; ++p) {
+          const T* strip = x + static_cast<int64_t>(col[p]) * width;
           FULLSPECTRUM_UNROLL
           for (int v = 0; v < kVectors; ++v) {
-            sum[s][v] += weight * load(strip + v * n);
+            sum[0][v] += value[p] * load(strip + v * n);
           }
         }
-      }
-      for (; kSets > 1 && p < last && col[p] <= block.last; ++p) {
-        const T* strip = x + static_cast<int64_t>(col[p]) * width;
         FULLSPECTRUM_UNROLL
         for (int v = 0; v < kVectors; ++v) {
-          sum[0][v] += value[p] * load(strip + v * n);
-        }
-      }
-      next[r] = static_cast<index_t>(p);
-      FULLSPECTRUM_UNROLL
-      for (int v = 0; v < kVectors; ++v) {
-        for (int s = kSets / 2; s > 0; s /= 2) {
-          for (int t = 0; t < s; ++t) {
-            sum[t][v] += sum[t + s][v];
+          for (int s = kSets / 2; s > 0; s /= 2) {
+            for (int t = 0; t < s; ++t) {
+              sum[t][v] += sum[t + s][v];
+            }
           }
+          T* to = y + r * width + v * n;
+          store(
+              to,
+              sum[0][v] + (first ? vector_t<T>{} + (bias != nullptr ? bias[r] : T{0}) : load(to))
+          );
         }
-        store(y + r * width + v * n, sum[0][v]);
-      }
+        first = false;
+      } while (p < last && col[p] <= block.last);
+      next[r] = static_cast<index_t>(p);
     }
   });
 }
@@ -294,56 +302,61 @@ void sample_strip(
           prefetch_segment(value, next[r + kRowsAhead]);
         }
       }
-      vector_t<T> factor[kVectors], sum[kVectors] = {};
+      vector_t<T> factor[kVectors];
       FULLSPECTRUM_UNROLL
       for (int v = 0; v < kVectors; ++v) {
         factor[v] = load(g + r * width + v * n);
-        if (kMultiply && !block.first) {
-          sum[v] = load(y + r * width + v * n);
-        }
       }
       int64_t p = next[r];
       const int64_t last = w.crow[r + 1];
-      for (; p + 4 <= last && col[p + 3] <= block.last; p += 4) {
-        if constexpr (kPrefetch) {
+      bool first = block.first;
+      do {
+        const int64_t stop = last - p < kLongestPart ? last : p + kLongestPart;
+        vector_t<T> sum[kVectors] = {};
+        for (; p + 4 <= stop && col[p + 3] <= block.last; p += 4) {
+          if constexpr (kPrefetch) {
+            FULLSPECTRUM_UNROLL
+            for (int q = 0; q < 4; ++q) {
+              prefetch_strip<kVectors>(x, width, col, p + q, end);
+            }
+          }
+          sample_some<kMultiply, kVectors, 4>(
+              col + p, value + p, x, width, factor, accumulate, sum, out + p
+          );
+        }
+        int rest = 0;
+        while (rest < 3 && p + rest < stop && col[p + rest] <= block.last) {
+          ++rest;
+        }
+        const auto some = [&](auto count) {
+          sample_some<kMultiply, kVectors, decltype(count)::value>(
+              col + p, value + p, x, width, factor, accumulate, sum, out + p
+          );
+        };
+        switch (rest) {
+          case 1:
+            some(Count<1>{});
+            break;
+          case 2:
+            some(Count<2>{});
+            break;
+          case 3:
+            some(Count<3>{});
+            break;
+          default:
+            break;
+        }
+        p += rest;
+        if constexpr (kMultiply) {
           FULLSPECTRUM_UNROLL
-          for (int q = 0; q < 4; ++q) {
-            prefetch_strip<kVectors>(x, width, col, p + q, end);
+          for (int v = 0; v < kVectors; ++v) {
+            T* to = y + r * width + v * n;
+            store(to, first ? sum[v] : sum[v] + load(to));
           }
         }
-        sample_some<kMultiply, kVectors, 4>(
-            col + p, value + p, x, width, factor, accumulate, sum, out + p
-        );
-      }
-      int rest = 0;
-      while (rest < 3 && p + rest < last && col[p + rest] <= block.last) {
-        ++rest;
-      }
-      const auto some = [&](auto count) {
-        sample_some<kMultiply, kVectors, decltype(count)::value>(
-            col + p, value + p, x, width, factor, accumulate, sum, out + p
-        );
-      };
-      switch (rest) {
-        case 1:
-          some(Count<1>{});
-          break;
-        case 2:
-          some(Count<2>{});
-          break;
-        case 3:
-          some(Count<3>{});
-          break;
-        default:
-          break;
-      }
-      next[r] = static_cast<index_t>(p + rest);
-      if constexpr (kMultiply) {
-        FULLSPECTRUM_UNROLL
-        for (int v = 0; v < kVectors; ++v) {
-          store(y + r * width + v * n, sum[v]);
-        }
-      }
+        first = false;
+      } while (p < last && col[p] <= block.last);
+      next[r] = static_cast<index_t>(p);
     }
   });
 }
