@@ -192,7 +192,9 @@ def markdown(table: Sequence[Mapping], seeds: int, rounds: int) -> str:
         "layers called `downsample` keep far fewer weights here, those of the last stage more or "
         "fewer by factors, which moves the others a little, at 0.01 by a fifth. A flow that goes "
         "around the blocks more than ours would explain it; what scaled the branches there "
-        "(the state of the normalisations, the initialisation) is not known. `fc` is nearly "
+        "(the state of the normalisations, the initialisation) is not known; as torchvision "
+        "initialises it, this network's flow is infinite in float32, in which the published code "
+        "computes it, so that theirs was another. `fc` is nearly "
         "complete: its σ2 is that of a few missing weights. The published seeds differ by about "
         "1 % of a layer's edges, so that a few per cent are many sigmas.",
         "",
