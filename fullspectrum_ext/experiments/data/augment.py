@@ -19,10 +19,9 @@ class Augment:
         padding: Pixels.
 
     Example:
-        >>> images = torch.arange(4, dtype=torch.uint8).view(1, 1, 2, 2)
-        >>> Augment(1)(images, torch.Generator().manual_seed(0))
-        tensor([[[[0, 0],
-                  [0, 1]]]], dtype=torch.uint8)
+        >>> images = torch.full((2, 1, 3, 3), 7, dtype=torch.uint8)
+        >>> Augment(1)(images, torch.Generator().manual_seed(0)).unique()
+        tensor([0, 7], dtype=torch.uint8)
     """
 
     padding: int = 4
