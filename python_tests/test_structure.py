@@ -16,3 +16,12 @@ def test_operator_folders_use_common_and_themselves_only(folder):
     for path in (CSRC / folder).rglob("*.*"):
         for included in re.findall(r'#include "([^"]+)"', path.read_text()):
             assert included.split("/")[0] in {folder, "common"}, f"{path.name} includes {included}"
+
+
+def test_every_cuda_kernel_stands_in_the_table_of_what_ran_on_a_gpu():
+    table = (CSRC.parent / "benchmarks" / "README.md").read_text()
+    kernels = set()
+    for path in [*CSRC.rglob("*.cu"), *CSRC.rglob("*.h")]:
+        kernels.update(re.findall(r"__global__[^;{]*?\b(\w+_kernel)\(", path.read_text()))
+    assert len(kernels) > 30
+    assert {kernel for kernel in kernels if f"`{kernel}`" not in table} == set()
