@@ -3,7 +3,8 @@
 The published file (see `published_layers.py`) has SynFlow masks of torchvision's ResNet-34 with 10
 classes at five densities, three seeds each. SynFlow looks at weights, and these were not published:
 only the distribution over random initialisations can be compared. So this script initialises the
-network as torchvision does (He normal by fan-out, unit scale in every normalisation), runs SynFlow
+network as the published code does (He normal by fan-out, 0.01 for the last layer, a scale of 0.5 in
+every normalisation), runs SynFlow
 with 100 rounds to the least density, once a seed, and cuts the masks of all densities from its
 order of removal. Per layer, the mean over the published seeds stands against the mean over ours.
 
@@ -38,7 +39,9 @@ def normalised(inputs: int, outputs: int, kernel: int, stride: int) -> nn.Sequen
     padding = kernel // 2
     convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=False)
     nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
-    return nn.Sequential(convolution, nn.BatchNorm2d(outputs))
+    normalisation = nn.BatchNorm2d(outputs)
+    nn.init.constant_(normalisation.weight, 0.5)
+    return nn.Sequential(convolution, normalisation)
 
 
 class Block(nn.Module):
@@ -72,6 +75,8 @@ class ResNet34(nn.Module):
                 before = channels
             setattr(self, f"layer{stage}", nn.Sequential(*layers))
         self.fc = nn.Linear(512, 10)
+        nn.init.normal_(self.fc.weight, std=0.01)
+        nn.init.zeros_(self.fc.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the ten outputs of each image."""
