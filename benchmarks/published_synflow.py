@@ -193,15 +193,12 @@ def markdown(table: Sequence[Mapping], seeds: int, rounds: int) -> str:
         "the spread of the published seeds.",
         "",
         "What cannot match: the weights, which were not published, and with them every single "
-        "mask; and the schedule (theirs ran once for each density). What does not match: the three "
-        "layers called `downsample` keep far fewer weights here, those of the last stage more or "
-        "fewer by factors, which moves the others a little, at 0.01 by a fifth. A flow that goes "
-        "around the blocks more than ours would explain it; what scaled the branches there "
-        "(the state of the normalisations, the initialisation) is not known; as torchvision "
-        "initialises it, this network's flow is infinite in float32, in which the published code "
-        "computes it, so that theirs was another. `fc` is nearly "
-        "complete: its σ2 is that of a few missing weights. The published seeds differ by about "
-        "1 % of a layer's edges, so that a few per cent are many sigmas.",
+        "mask; the schedule (theirs ran once for each density); their float32. The initialisation "
+        "is that of the published code, 0.5 in every normalisation: with the 1 of torchvision the "
+        "layers called `downsample` and the last stage differ by factors. The largest differences "
+        "are in the last stage and in `fc`, which is nearly complete, so that its σ2 is that of a "
+        "few missing weights. The published seeds differ by about 1 % of a layer's edges: a few "
+        "per cent are several sigmas. VGG-16, of 134 million weights, is not compared.",
         "",
         "| density | metric | layers | median difference | within 5 % | median sigmas | largest |",
         "| --- | --- | --- | --- | --- | --- | --- |",
