@@ -74,6 +74,10 @@ def sparse_conv2d(
         ValueError: If shapes or devices do not fit together, the kernel is larger than the padded
             input, or indices are found to be wrong.
 
+    Note:
+        On the CPU a pixel that is not finite makes the gradients of all values of its input channel
+        not finite, also of those whose taps do not meet it.
+
     References:
         Park, Li, Wen, Tang, Li, Chen, Dubey: Faster CNNs with Direct Sparse Convolutions and Guided
         Pruning, ICLR 2017.
