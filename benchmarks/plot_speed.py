@@ -126,7 +126,7 @@ def draw_training(out: pathlib.Path) -> None:
         }
         draw(panel, lines, f"{model}, batch {own[0]['batch']}")
     panels[0].set_ylabel("images per second, whole training step")
-    panels[0].legend(fontsize=8)
+    panels[1].legend(fontsize=8)  # convolutions have one form more
     figure.savefig(out, dpi=110)
 
 
