@@ -126,7 +126,7 @@ def draw_training(out: pathlib.Path) -> None:
         }
         draw(panel, lines, f"{model}, batch {own[0]['batch']}")
     panels[0].set_ylabel("images per second, whole training step")
-    panels[1].legend(fontsize=8)  # convolutions have one form more
+    panels[-1].legend(fontsize=8, loc="upper left")  # where every form is
     figure.savefig(out, dpi=110)
 
 
