@@ -233,8 +233,8 @@ def markdown(table: Sequence[Mapping], seeds: int, rounds: int) -> str:
         "layers called `downsample` and the last stage differ by factors. The largest differences "
         "are in the last stage and in `fc`, which is nearly complete, so that its σ2 is that of a "
         "few missing weights. The published seeds differ by about 1 % of a layer's edges: a few "
-        "per cent are several sigmas. VGG-16 does not match between 0.05 and 0.2, by 4 to 29 % of a "
-        "layer's edges in the median: there the linear layers, nine tenths of the weights, are "
+        "per cent are several sigmas. VGG-16 does not match between 0.05 and 0.2, by 4 to 29 % of "
+        "a layer's edges in the median: there the linear layers, nine tenths of the weights, are "
         "emptied, and when depends on the schedule; that this is the cause is not shown.",
         "",
         "| network | density | metric | layers | median difference | within 5 % | median sigmas "
