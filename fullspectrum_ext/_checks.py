@@ -1,5 +1,7 @@
 """Bad arguments in words: which one, what was expected, what came."""
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor
 
@@ -28,6 +30,12 @@ def check_integer(name: str, value: object, least: int, most: int | None = None)
     if value < least or (most is not None and value > most):
         interval = f"at least {least}" if most is None else f"an int in [{least}, {most}]"
         raise ValueError(f"{name}: expected {interval}, got {value}")
+
+
+def check_choice(name: str, value: object, known: Collection[str]) -> None:
+    """Raise ValueError unless ``value`` is one of the known names."""
+    if value not in known:
+        raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
 
 
 def check_same(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:

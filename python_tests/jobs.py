@@ -3,7 +3,9 @@
 import json
 from pathlib import Path
 
-from fullspectrum_ext.experiments import RunFolder, TrainConfig
+import pytest
+
+from fullspectrum_ext.experiments import RunFolder, TrainConfig, suite, train
 from fullspectrum_ext.masks import MaskSet
 
 SMALL = TrainConfig(methods=("snip", "dense"), seeds=(0, 1), epochs=3, batch_size=256, threads=1)
@@ -22,6 +24,28 @@ def outcome(path: Path) -> dict[str, object]:
             file.name: MaskSet.load(file) for file in sorted((path / "masks").glob("*.safetensors"))
         },
     }
+
+
+class _Killed(BaseException):
+    """As a signal would come: at any moment, caught by nobody."""
+
+
+def train_killed(config: TrainConfig, folder: RunFolder, moment: int, *, after: bool) -> None:
+    """Train until so many checkpoints are saved, and die before or after saving the next one."""
+    save, left = suite.save_checkpoint, [moment]
+
+    def interrupted(path, content):
+        if left[0] == 0 and not after:
+            raise _Killed
+        save(path, content)
+        if left[0] == 0:
+            raise _Killed
+        left[0] -= 1
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(suite, "save_checkpoint", interrupted)
+        with pytest.raises(_Killed):
+            train(config, folder)
 
 
 def _timeless(figures: dict[str, object]) -> dict[str, object]:

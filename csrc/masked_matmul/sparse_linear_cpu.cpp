@@ -343,6 +343,25 @@ void dispatch(const char* op, const Tensor& values, const Tensor& indices, F&& f
   });
 }
 
+template <typename index_t>
+Matrix<index_t> weight_of(
+    const char* op,
+    const Tensor& crow_indices,
+    const Tensor& col_indices,
+    const SparseLinearSizes& size
+) {
+  return {
+      op,
+      "crow_indices",
+      "col_indices",
+      crow_indices.const_data_ptr<index_t>(),
+      col_indices.const_data_ptr<index_t>(),
+      size.out,
+      size.in,
+      size.nnz,
+  };
+}
+
 Tensor sparse_linear_cpu(
     const Tensor& x,
     const Tensor& values,
@@ -366,16 +385,7 @@ Tensor sparse_linear_cpu(
     using storage_t = typename decltype(tag)::type;
     using index_t = typename decltype(index_tag)::type;
     using scalar_t = compute_t<storage_t>;
-    const Matrix<index_t> w{
-        op,
-        "crow_indices",
-        "col_indices",
-        crow_indices.const_data_ptr<index_t>(),
-        col_indices.const_data_ptr<index_t>(),
-        size.out,
-        size.in,
-        size.nnz,
-    };
+    const Matrix<index_t> w = weight_of<index_t>(op, crow_indices, col_indices, size);
     if (size.batch == 1) {
       IndexCheck<index_t> check(active_kernels<storage_t, index_t>().inside, w);
       multiply_one(
@@ -433,16 +443,7 @@ std::tuple<Tensor, Tensor> sparse_linear_backward_cpu(
   dispatch(op, grad, col_indices, [&](auto tag, auto index_tag) {
     using storage_t = typename decltype(tag)::type;
     using index_t = typename decltype(index_tag)::type;
-    const Matrix<index_t> w{
-        op,
-        "crow_indices",
-        "col_indices",
-        crow_indices.const_data_ptr<index_t>(),
-        col_indices.const_data_ptr<index_t>(),
-        size.out,
-        size.in,
-        size.nnz,
-    };
+    const Matrix<index_t> w = weight_of<index_t>(op, crow_indices, col_indices, size);
     if (size.batch == 1) {
       IndexCheck<index_t> check(active_kernels<storage_t, index_t>().inside, w);
       differentiate_one<storage_t, index_t>(

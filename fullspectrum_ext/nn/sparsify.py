@@ -267,8 +267,7 @@ def _asked_backends(
             if value not in {SPARSE, MASKED}:
                 raise ValueError(f"backend[{name!r}]: expected sparse or masked, got {value!r}")
         return backend
-    if backend not in _BACKENDS:
-        raise ValueError(f"backend: expected one of {', '.join(_BACKENDS)}, got {backend!r}")
+    _checks.check_choice("backend", backend, _BACKENDS)
     if backend != AUTO:
         return dict.fromkeys(chosen, backend)
     choices = choose_backends(

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fullspectrum_ext import _checks
 from fullspectrum_ext.masks import MaskSet, as_mask
 
 _Draw = Callable[[Tensor, torch.Generator], Tensor]
@@ -70,8 +71,7 @@ def audit(
         >>> audited.masks, bool((audited.masks["0.weight"] & masks["0.weight"]).any())
         (MaskSet(1 layer, 8 of 32 weights kept, sparsity 0.7500), False)
     """
-    if ablation not in ABLATIONS:
-        raise ValueError(f"ablation: expected one of {', '.join(ABLATIONS)}, got {ablation!r}")
+    _checks.check_choice("ablation", ablation, ABLATIONS)
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     if not isinstance(masks, Mapping):

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fullspectrum_ext import _checks
 from fullspectrum_ext._layers import Patterns, prunable_weights, select_names
 from fullspectrum_ext.masks import MaskSet
 from fullspectrum_ext.nn.masked import update_masks
@@ -119,7 +120,7 @@ class GradualPruning:
                 "begin, end, every: expected 0 <= begin < end and every >= 1, "
                 f"got {begin}, {end} and {every}"
             )
-        check_scope(scope)
+        _checks.check_choice("scope", scope, SCOPES)
         self.model, self.optimizer = model, optimizer
         self.sparsity, self.initial_sparsity = sparsity, initial_sparsity
         self.begin, self.end, self.every = begin, end, every
@@ -171,12 +172,6 @@ def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
         raise TypeError(f"optimizer: expected one of torch.optim, got {type(optimizer).__name__}")
     if isinstance(optimizer, torch.optim.LBFGS):
         raise ValueError("optimizer: expected one that holds its state by weight, got LBFGS")
-
-
-def check_scope(scope: str) -> None:
-    """Raise ValueError for a scope that there is not."""
-    if scope not in SCOPES:
-        raise ValueError(f"scope: expected one of {', '.join(SCOPES)}, got {scope!r}")
 
 
 def hold_masks(

@@ -100,9 +100,9 @@ class KStarts(EarlyPruning):
     ) -> None:
         super().__init__(model, sparsity, density, steps, rounds, include, exclude, allow_collapse)
         _checks.check_integer("candidates", candidates, 1)
-        _check_choice("fitness", fitness, get_args(Fitness))
-        _check_choice("compete", compete, get_args(Compete))
-        _check_choice("scope", scope, tuple(DENSITY_RULES) if within is None else ("layer",))
+        _checks.check_choice("fitness", fitness, get_args(Fitness))
+        _checks.check_choice("compete", compete, get_args(Compete))
+        _checks.check_choice("scope", scope, tuple(DENSITY_RULES) if within is None else ("layer",))
         self.candidates, self.fitness, self.compete = candidates, fitness, compete
         self.scope, self.seed = scope, resolve_seed(seed)
         if within is not None:
@@ -215,8 +215,3 @@ def _starts_within(within: object, kept: Mapping[str, Tensor]) -> dict[str, Tens
     }:
         raise ValueError("within: expected masks for the weights that are to be pruned")
     return {name: within[name].to(mask.device) for name, mask in kept.items()}
-
-
-def _check_choice(name: str, value: object, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}")

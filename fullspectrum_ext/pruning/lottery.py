@@ -7,10 +7,12 @@ from typing import Literal, NamedTuple
 
 from torch import nn
 
+from fullspectrum_ext import _checks
 from fullspectrum_ext._layers import Patterns
 from fullspectrum_ext.masks import MaskSet
 from fullspectrum_ext.nn.masked import update_masks
-from fullspectrum_ext.pruning.gradual import check_scope, held_masks, hold_masks, keep_largest
+from fullspectrum_ext.pruning.gradual import held_masks, hold_masks, keep_largest
+from fullspectrum_ext.pruning.selection import SCOPES
 
 Rewinding = Literal["weights", "learning_rate"]
 REWINDINGS = ("weights", "learning_rate")
@@ -119,13 +121,12 @@ def lottery_tickets(
         2 MaskSet(2 layers, 26 of 40 weights kept, sparsity 0.3500)
         3 MaskSet(2 layers, 24 of 40 weights kept, sparsity 0.4000)
     """
-    if rewind not in REWINDINGS:
-        raise ValueError(f"rewind: expected one of {', '.join(REWINDINGS)}, got {rewind!r}")
+    _checks.check_choice("rewind", rewind, REWINDINGS)
     if not 0 <= rewind_step < steps:
         raise ValueError(
             f"rewind_step, steps: expected 0 <= rewind_step < steps, got {rewind_step} and {steps}"
         )
-    check_scope(scope)
+    _checks.check_choice("scope", scope, SCOPES)
     densities = ticket_densities(sparsity, rate)
     weights = hold_masks(model, include, exclude)
     if rewind_step:

@@ -125,10 +125,7 @@ class ProbMask:
     ) -> None:
         self.density = resolve_density(sparsity, density)
         _checks.check_integer("steps", steps, 1)
-        if estimator not in get_args(Estimator):
-            raise ValueError(
-                f"estimator: expected one of {', '.join(get_args(Estimator))}, got {estimator!r}"
-            )
+        _checks.check_choice("estimator", estimator, get_args(Estimator))
         self.steps, self.steps_done = steps, 0
         self.estimator, self.train_weights = estimator, train_weights
         self.learning_rate = learning_rate

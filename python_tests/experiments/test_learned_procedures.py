@@ -4,19 +4,15 @@ import dataclasses
 
 import pytest
 import torch
-from jobs import SMALL, outcome
+from jobs import SMALL, outcome, train_killed
 
-from fullspectrum_ext.experiments import RunFolder, suite, train
+from fullspectrum_ext.experiments import RunFolder, train
 from fullspectrum_ext.masks import MaskSet
 
 METHODS = ("probmask", "probmask:vr_pge", "kstarts", "dissipating", "dissipating:kstarts")
 CONFIG = dataclasses.replace(
     SMALL, methods=METHODS, seeds=(0,), epochs=3, sparsity=0.7, coordinate_every=0
 )
-
-
-class _Killed(BaseException):
-    """As a signal would come: at any moment, caught by nobody."""
 
 
 @pytest.fixture(scope="module")
@@ -49,20 +45,8 @@ def test_epochs_are_those_of_all_stages(uninterrupted):
 
 
 @pytest.mark.parametrize("moment", [2, 3, 5, 9, 13, 16])
-def test_a_killed_job_ends_as_an_uninterrupted_one(uninterrupted, tmp_path, monkeypatch, moment):
-    whole = suite.save_checkpoint
-    left = [moment]
-
-    def interrupted(path, content):
-        if left[0] == 0:
-            raise _Killed
-        whole(path, content)
-        left[0] -= 1
-
-    with monkeypatch.context() as patch:
-        patch.setattr(suite, "save_checkpoint", interrupted)
-        with pytest.raises(_Killed):
-            train(CONFIG, RunFolder(tmp_path / "run"))
+def test_a_killed_job_ends_as_an_uninterrupted_one(uninterrupted, tmp_path, moment):
+    train_killed(CONFIG, RunFolder(tmp_path / "run"), moment, after=False)
     train(CONFIG, RunFolder(tmp_path / "run"))
 
     assert outcome(tmp_path / "run") == outcome(uninterrupted)

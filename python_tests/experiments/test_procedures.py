@@ -5,7 +5,7 @@ import dataclasses
 
 import pytest
 import torch
-from jobs import SMALL, outcome
+from jobs import SMALL, outcome, train_killed
 
 from fullspectrum_ext.experiments import RunFolder, TrainConfig, methods, suite, train
 from fullspectrum_ext.experiments.procedures import Stage, schedule_epochs
@@ -16,10 +16,6 @@ METHODS = ("gmp", "omp", "imp", "imp:lr")
 CONFIG = dataclasses.replace(
     SMALL, methods=METHODS, seeds=(0,), epochs=2, sparsity=0.4, coordinate_every=0
 )
-
-
-class _Killed(BaseException):
-    """As a signal would come: at any moment, caught by nobody."""
 
 
 @pytest.fixture(scope="module")
@@ -52,22 +48,8 @@ def test_epochs_are_those_of_all_stages_with_their_learning_rates(uninterrupted)
 
 
 @pytest.mark.parametrize("moment", [2, 5, 10, 13, 17, 20])
-def test_a_killed_job_ends_as_an_uninterrupted_one(uninterrupted, tmp_path, monkeypatch, moment):
-    whole = suite.save_checkpoint
-    left = [moment]
-
-    def interrupted(path, content):
-        if left[0] == 0 and moment % 2:
-            raise _Killed
-        whole(path, content)
-        if left[0] == 0:
-            raise _Killed
-        left[0] -= 1
-
-    with monkeypatch.context() as patch:
-        patch.setattr(suite, "save_checkpoint", interrupted)
-        with pytest.raises(_Killed):
-            train(CONFIG, RunFolder(tmp_path / "run"))
+def test_a_killed_job_ends_as_an_uninterrupted_one(uninterrupted, tmp_path, moment):
+    train_killed(CONFIG, RunFolder(tmp_path / "run"), moment, after=moment % 2 == 0)
     train(CONFIG, RunFolder(tmp_path / "run"))
 
     assert outcome(tmp_path / "run") == outcome(uninterrupted)
