@@ -34,9 +34,9 @@ from fullspectrum_ext.experiments.folder import RunFolder
 from fullspectrum_ext.experiments.models import MODELS
 from fullspectrum_ext.experiments.progress import TrainingProgress
 from fullspectrum_ext.experiments.pruning import prune_by_name
-from fullspectrum_ext.experiments.report import draw_figure, results_table
 from fullspectrum_ext.experiments.scoring import FileScore, draw_spectra, score_file
 from fullspectrum_ext.experiments.suite import train as run_job
+from fullspectrum_ext.experiments.summary import draw_figure, results_table
 from fullspectrum_ext.pruning import methods
 
 

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from fullspectrum_ext.experiments import RunFolder, train
 from fullspectrum_ext.experiments.extras import MissingExtraError
-from fullspectrum_ext.experiments.report import draw_figure, results_table
+from fullspectrum_ext.experiments.summary import draw_figure, results_table
 
 RUN = {
     "kept": 50,
