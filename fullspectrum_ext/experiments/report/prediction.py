@@ -1,0 +1,201 @@
+"""The section on whether the coordinate predicts accuracy, once density is accounted for."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fullspectrum_ext.experiments.report.content import (
+    Block,
+    Cell,
+    Column,
+    Figure,
+    Heading,
+    Section,
+    Table,
+    Text,
+)
+from fullspectrum_ext.experiments.report.figures import Cloud, draw_clouds, percent
+from fullspectrum_ext.experiments.report.names import DENSE, has_larger_norm, rivals
+from fullspectrum_ext.experiments.report.statistics import Association, associate, residuals
+from fullspectrum_ext.experiments.report.study import Panel, Run, Study
+from fullspectrum_ext.experiments.report.words import association_cell, interval, signed
+
+_MEASURES = {
+    "anchor_distance": "anchor distance",
+    "norm_before": "norm before training",
+    "norm_after": "norm after training",
+}
+_FEW = 20  # runs, below which a sentence says so
+_STRENGTHS = ((0.3, "weakly"), (0.6, "moderately"), (math.inf, "strongly"))
+
+_METHOD = (
+    "Does a measure of the coordinate say more of a network's accuracy than its density does? Each "
+    "correlation is given as it is and at equal density: what is left of both variables once a "
+    "constant for each sparsity and the density that came are regressed out (partial correlation). "
+    "How a method spreads its weights over the layers is not accounted for by that, and is known to "
+    "explain much of such correlations (Cunegatti et al., TMLR 2024); the last row of each measure "
+    "is free of it: differences between PAGS and its base of the same seed, which has as many "
+    "weights in every layer. Runs without pruning are left out."
+)
+_RULE = (
+    "In brackets: 95 % intervals by Fisher's z, for ranks by Bonett and Wright; they are those of "
+    "independent runs, which seeds of one method are not, so that true intervals are wider. The "
+    "sentence above goes by Pearson's r at equal density over all sparsities: no evidence where "
+    "the interval holds 0; else weakly below 0.3, moderately below 0.6, strongly from there."
+)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A measure and the accuracy of some runs, and what stands for their density."""
+
+    x: Sequence[float]
+    y: Sequence[float]
+    controls: Sequence[Sequence[float]]
+    sparsities: Sequence[float]
+
+    def correlate(self, *, ranks: bool = False, at_equal_density: bool = False) -> Association:
+        """Correlate measure and accuracy."""
+        return associate(self.x, self.y, self.controls if at_equal_density else (), ranks=ranks)
+
+
+def prediction(study: Study) -> Section:
+    """Correlate anchor distance and norms with accuracy, with and without density.
+
+    Args:
+        study: All runs.
+
+    Returns:
+        The section.
+    """
+    blocks: list[Block] = [Text(_METHOD)]
+    for panel in study.panels:
+        runs = [run for run in panel.runs if run.method != DENSE]
+        samples = {measure: sample(runs, measure) for measure in _MEASURES}
+        blocks.append(Heading(panel.name))
+        blocks += [
+            Text(f"{panel.name}: {verdict(_MEASURES[measure], found)}", is_finding=True)
+            for measure, found in samples.items()
+        ]
+        caption = (
+            f"{panel.name}: test accuracy against each measure. Above as they are, below what is "
+            "left of both at equal density."
+        )
+        clouds = [_cloud(_MEASURES[measure], found) for measure, found in samples.items()]
+        blocks += [
+            Figure(f"prediction-{panel.key}", draw_clouds(panel, clouds), caption),
+            _table(panel, runs),
+        ]
+    return Section("Does the coordinate predict accuracy?", blocks)
+
+
+def sample(runs: Sequence[Run], measure: str) -> Sample:
+    """Take a measure, the accuracy and the density of the runs that have them.
+
+    Args:
+        runs: Of one panel.
+        measure: Name of a figure of the runs.
+
+    Returns:
+        The sample; its controls are the density and, but for the first, a constant for each
+        sparsity.
+    """
+    runs = [run for run in runs if math.isfinite(run.number(measure) + run.accuracy + run.density)]
+    sparsities = [run.sparsity for run in runs]
+    return Sample(
+        [run.number(measure) for run in runs],
+        [run.accuracy for run in runs],
+        [*_constants(sparsities), [run.density for run in runs]] if runs else [],
+        sparsities,
+    )
+
+
+def _constants(sparsities: Sequence[float]) -> list[list[float]]:
+    levels = sorted(set(sparsities))[1:]
+    return [[float(sparsity == level) for sparsity in sparsities] for level in levels]
+
+
+def _pairs(panel: Panel, measure: str) -> Sample:
+    """Differences between PAGS and its base of the same sparsity and seed."""
+    x, y, sparsities = [], [], []
+    for method in panel.methods:
+        if not has_larger_norm(method):
+            continue
+        for base in rivals(method, panel.methods):
+            for sparsity in panel.sparsities:
+                others = {run.seed: run for run in panel.cell(base, sparsity)}
+                for run in panel.cell(method, sparsity):
+                    if other := others.get(run.seed):
+                        dx = run.number(measure) - other.number(measure)
+                        dy = run.accuracy - other.accuracy
+                        if math.isfinite(dx + dy):
+                            x.append(dx)
+                            y.append(dy)
+                            sparsities.append(sparsity)
+    return Sample(x, y, _constants(sparsities), sparsities)
+
+
+def _cloud(title: str, found: Sample) -> Cloud:
+    left = [residuals(v, found.controls) if v else [] for v in (found.x, found.y)]
+    return Cloud(title, found.x, found.y, *left, found.sparsities)
+
+
+def _table(panel: Panel, runs: Sequence[Run]) -> Table:
+    titles = ("Pearson", "Pearson at equal density", "Spearman", "Spearman at equal density")
+    columns = [Column("measure", is_text=True), Column("runs", is_text=True), Column("n")]
+    rows = []
+    for measure, title in _MEASURES.items():
+        scopes = {"all sparsities": sample(runs, measure)}
+        if len(panel.sparsities) > 1:
+            for sparsity in panel.sparsities:
+                at = [run for run in runs if run.sparsity == sparsity]
+                scopes[f"at {percent(sparsity)}"] = sample(at, measure)
+        pairs = _pairs(panel, measure)
+        if pairs.x:
+            scopes["PAGS less its base"] = pairs
+        for scope, found in scopes.items():
+            cells = [
+                association_cell(found.correlate(ranks=ranks, at_equal_density=controlled))
+                for ranks in (False, True)
+                for controlled in (False, True)
+            ]
+            n = len(found.x)
+            few = "few" if n < _FEW else ""
+            rows.append([Cell(title), Cell(scope), Cell(str(n), n, few), *cells])
+    caption = f"Correlations with test accuracy, {panel.name}. {_RULE}"
+    return Table([*columns, *map(Column, titles)], rows, caption)
+
+
+def verdict(title: str, found: Sample) -> str:
+    """Say in words what the correlations of a measure say, by the rule that the report states.
+
+    Args:
+        title: Of the measure.
+        found: Of all runs of a panel.
+
+    Returns:
+        One sentence.
+    """
+    raw, equal = found.correlate(), found.correlate(at_equal_density=True)
+    if math.isnan(equal.coefficient):
+        return f"{title} against accuracy: too few runs, or all alike, to say anything."
+    few = ", few" if equal.n < _FEW else ""
+    start = f"{title} at equal density: {_words(equal)}, n = {equal.n}{few}: "
+    if math.isnan(equal.low):
+        return f"{start}too few runs for an interval."
+    if not _holds_zero(equal):
+        strength = next(word for most, word in _STRENGTHS if abs(equal.coefficient) < most)
+        higher = "higher" if equal.coefficient > 0 else "lower"
+        return f"{start}larger ones go with {higher} accuracy, {strength}."
+    end = ""
+    if not math.isnan(raw.low) and not _holds_zero(raw):
+        end = f"; what is seen without the control, {_words(raw)}, is the density's"
+    return f"{start}no evidence that it says anything of accuracy{end}."
+
+
+def _words(found: Association) -> str:
+    return f"r = {signed(found.coefficient)} {interval(found.low, found.high)}".rstrip()
+
+
+def _holds_zero(found: Association) -> bool:
+    return found.low <= 0 <= found.high
