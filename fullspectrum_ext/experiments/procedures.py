@@ -46,12 +46,15 @@ class Stage:
             continue it. ``"continue"``: all as it is. ``"rewind"``: weights, optimizer and learning
             rate as they were at the end of the latest stage that is kept.
         keeps: Later stages rewind to the end of this one.
+        is_anchor: The coordinate before training under the run's masks is that of the weights at
+            the end of this stage, in place of the initial ones.
     """
 
     title: str
     epochs: int
     start: Literal["fresh", "continue", "rewind"] = "fresh"
     keeps: bool = False
+    is_anchor: bool = False
 
 
 @dataclass(frozen=True)
