@@ -81,6 +81,11 @@ class TrainConfig:
         "Methods with :warm: dense epochs before the network is pruned, of all its epochs. At "
         "batch size 100 an epoch of CIFAR-10 is the 500 iterations of PAGS's authors.",
     )
+    early_epochs: int = _setting(
+        2,
+        "kstarts, dissipating: the first epochs, in which they prune; dissipating:kstarts prunes in "
+        "twice as many. Where an epoch has few steps, take more.",
+    )
     batch_size: int = _setting(64, "Samples in a step.")
     optimizer: str = _setting("adamw", f"One of {', '.join(OPTIMIZERS)} (sgd has momentum 0.9).")
     learning_rate: float = _setting(3e-3, "At the start; falls to zero along a cosine.")
@@ -113,7 +118,7 @@ class TrainConfig:
         _check_list("methods", self.methods)
         _check_list("seeds", self.seeds)
         names = {method: parse_method(method) for method in self.methods}
-        at_least_one = ("candidates", "epochs", "warm_epochs", "batch_size")
+        at_least_one = ("candidates", "epochs", "warm_epochs", "early_epochs", "batch_size")
         for name in (*at_least_one, "coordinate_every", "rewind_epoch", "threads"):
             least = int(name in at_least_one)
             if getattr(self, name) < least:
