@@ -83,8 +83,8 @@ class TrainConfig:
     )
     early_epochs: int = _setting(
         2,
-        "kstarts, dissipating: the first epochs, in which they prune; dissipating:kstarts prunes in "
-        "twice as many. Where an epoch has few steps, take more.",
+        "kstarts, dissipating: the first epochs, in which they prune; dissipating:kstarts prunes "
+        "in twice as many. Where an epoch has few steps, take more.",
     )
     batch_size: int = _setting(64, "Samples in a step.")
     optimizer: str = _setting("adamw", f"One of {', '.join(OPTIMIZERS)} (sgd has momentum 0.9).")
