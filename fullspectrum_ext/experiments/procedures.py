@@ -268,7 +268,7 @@ class _EarlyPruning(_HookFirst):
 
 
 def _dissipating(model: nn.Module, _seed: int, **options: Any) -> Hook:
-    return DissipatingGradients(model, **options)
+    return DissipatingGradients(model, scope="erk", **options)
 
 
 def _kstarts(model: nn.Module, seed: int, **options: Any) -> Hook:
@@ -276,7 +276,7 @@ def _kstarts(model: nn.Module, seed: int, **options: Any) -> Hook:
 
 
 def _dissipating_kstarts(model: nn.Module, seed: int, **options: Any) -> Hook:
-    return DissipatingKStarts(model, seed=seed, **options)
+    return DissipatingKStarts(model, seed=seed, scope="erk", **options)
 
 
 PROCEDURES: Mapping[str, Callable[[TrainConfig, int], Procedure]] = {
