@@ -69,6 +69,10 @@ class Plan:
     published: tuple[Published, ...]
     content: bytes = dataclasses.field(repr=False)
 
+    def resolved(self) -> "Plan":
+        """The same plan with :meth:`TrainConfig.resolved` settings, checked for this machine."""
+        return dataclasses.replace(self, runs=tuple(config.resolved() for config in self.runs))
+
 
 def load_plan(file: Path) -> Plan:
     """Read a plan, and check the settings of every run.
@@ -84,7 +88,7 @@ def load_plan(file: Path) -> Plan:
         file: The TOML file.
 
     Returns:
-        The plan; ``threads = 0`` is replaced by the number that it stands for on this machine.
+        The plan.
 
     Raises:
         TypeError: If a value is of the wrong type.
@@ -187,7 +191,7 @@ def _grid(where: str, table: Mapping[str, Any]) -> list[TrainConfig]:
         check_list("models", models)
         check_list("sparsities", sparsities)
         configs = [
-            TrainConfig(**settings, model=model, sparsity=sparsity).resolved()
+            TrainConfig(**settings, model=model, sparsity=sparsity)
             for model in models
             for sparsity in sparsities
         ]
