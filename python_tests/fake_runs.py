@@ -48,8 +48,9 @@ def fake_sweep(methods, sparsities, seeds, *, models=("mlp",), steps=0, data="di
                 for seed in range(seeds):
                     draw = random.Random(zlib.crc32(f"{model}{sparsity}{method}{seed}".encode()))
                     skill = zlib.crc32(method.removeprefix("pags:").encode()) % 97 / 97
-                    loss = (0.02 + 0.05 * skill) * (1 - sparsity) ** -0.45
-                    norm = (2 + skill) * (1 - sparsity) ** 0.2 + 0.1 * draw.random()
+                    density = 1.0 if method == "dense" else 1 - sparsity
+                    loss = (0.02 + 0.05 * skill) * density**-0.45
+                    norm = (2 + skill) * density**0.2 + 0.1 * draw.random()
                     pags = 0.3 * method.startswith("pags")
                     runs.append(fake_run(
                         method, seed, sparsity, max(0.1, 0.97 - loss + draw.gauss(0, 0.008)),

@@ -12,8 +12,8 @@ from torch import nn
 from fullspectrum_ext.experiments import RunFolder, train
 from fullspectrum_ext.experiments.config import TrainConfig
 from fullspectrum_ext.experiments.extras import MissingExtraError
-from fullspectrum_ext.experiments.summary import draw_figure
 from fullspectrum_ext.experiments.spectrum_logger import SpectrumLogger
+from fullspectrum_ext.experiments.summary import draw_figure
 from fullspectrum_ext.spectral import full_spectrum
 
 LOGGED = dataclasses.replace(SMALL, coordinate_every=2)

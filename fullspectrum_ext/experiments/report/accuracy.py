@@ -1,18 +1,19 @@
 """The sections on accuracy, on published numbers and on the support of a teacher."""
 
+import math
 import statistics
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from fullspectrum_ext.experiments.plan import Published
 from fullspectrum_ext.experiments.report.content import (
     Block,
     Cell,
     Column,
     Figure,
+    Finding,
     Heading,
     Section,
     Table,
-    Text,
 )
 from fullspectrum_ext.experiments.report.figures import draw_accuracy, percent
 from fullspectrum_ext.experiments.report.names import DENSE
@@ -41,7 +42,7 @@ def accuracy(study: Study) -> Section:
     for panel in study.panels:
         blocks += [
             Heading(panel.name),
-            Text(_best(panel), is_finding=True),
+            *(Finding(panel.name, words) for words in _best(panel)),
             Figure(
                 f"accuracy-{panel.key}",
                 draw_accuracy(panel),
@@ -74,7 +75,7 @@ def support(study: Study) -> Section | None:
     return Section("Recovery of a known teacher", blocks) if panels else None
 
 
-def _best(panel: Panel) -> str:
+def _best(panel: Panel) -> list[str]:
     """Name the best mean at each sparsity."""
     found = []
     for sparsity in panel.sparsities:
@@ -83,7 +84,7 @@ def _best(panel: Panel) -> str:
         if spreads:
             best = max(spreads, key=lambda method: spreads[method].mean)
             found.append(f"{best} at {percent(sparsity)} ({spreads[best].mean:.2f} %)")
-    return f"{panel.name}: the highest mean accuracy has {', '.join(found)}." if found else ""
+    return [f"Highest mean accuracy: {', '.join(found)}."] if found else []
 
 
 def _over_sparsities(panel: Panel, name: str, title: str) -> Table:
@@ -115,7 +116,7 @@ def _published(study: Study) -> Table:
     rows = [
         _published_row(panel, number)
         for number in study.published
-        for panel in _of_model(study.panels, number["model"])
+        for panel in _of_model(study.panels, number.model)
     ]
     caption = f"Test accuracy, %. {_DEVIATIONS}. Difference: measured less published."
     return Table([*columns, Column("source", is_text=True)], rows, caption)
@@ -125,17 +126,16 @@ def _of_model(panels: Sequence[Panel], model: str) -> list[Panel | None]:
     return [p for p in panels if p.runs[0].config["model"] == model] or [None]
 
 
-def _published_row(panel: Panel | None, number: Mapping[str, Any]) -> list[Cell]:
-    method, sparsity, value = number["method"], float(number["sparsity"]), number["accuracy"]
-    values = panel.finite(method, sparsity, "test_accuracy") if panel else []
-    deviation = f" ± {number['spread']}" if "spread" in number else ""
+def _published_row(panel: Panel | None, number: Published) -> list[Cell]:
+    values = panel.finite(number.method, number.sparsity, "test_accuracy") if panel else []
+    deviation = "" if math.isnan(number.spread) else f" ± {number.spread:g}"
     return [
-        Cell(panel.name if panel else f"{number['model']} (not run)"),
-        Cell(method),
-        Cell(percent(sparsity), sparsity),
+        Cell(panel.name if panel else f"{number.model} (not run)"),
+        Cell(number.method),
+        Cell(percent(number.sparsity), number.sparsity),
         mean_cell(values, usual=len(values)),
         Cell(str(len(values)), len(values)),
-        Cell(f"{value}{deviation}", float(value)),
-        signed_cell(statistics.fmean(values) - value) if values else NOTHING,
-        Cell(str(number.get("source", ""))),
+        Cell(f"{number.accuracy:g}{deviation}", number.accuracy),
+        signed_cell(statistics.fmean(values) - number.accuracy) if values else NOTHING,
+        Cell(number.source),
     ]

@@ -60,15 +60,22 @@ class Figure:
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph.
-
-    Attributes:
-        text: Its words.
-        is_finding: Whether it is something that the numbers say; such paragraphs open the page.
-    """
+    """A paragraph."""
 
     text: str
-    is_finding: bool = False
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A sentence that the numbers say; all of them stand together at the head of the page.
+
+    Attributes:
+        about: What runs it is about.
+        text: The sentence.
+    """
+
+    about: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -78,7 +85,7 @@ class Heading:
     text: str
 
 
-Block = Table | Figure | Text | Heading
+Block = Table | Figure | Text | Finding | Heading
 
 
 @dataclass(frozen=True)

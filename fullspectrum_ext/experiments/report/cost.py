@@ -48,8 +48,8 @@ def _machines(study: Study) -> str:
         "between runs of the same"
     )
     return (
-        f"The seconds were measured {where}. They depend on the machine and on what else ran there: "
-        "of a sweep that ran on several processes, they hold the others' load as well."
+        f"The seconds were measured {where}. They depend on the machine and on what else ran "
+        "there: of a sweep that ran in several processes, they hold the others' load as well."
     )
 
 
@@ -81,8 +81,8 @@ def _table(panel: Panel) -> Table:
         for method, sparsity in cells
     ]
     caption = (
-        f"{panel.name}: medians over seeds, below them the quartiles (of fewer than four seeds, the "
-        "ends); accuracy as mean ± standard deviation."
+        f"{panel.name}: medians over seeds, below them the quartiles (of fewer than four seeds, "
+        "the ends); accuracy as mean ± standard deviation."
     )
     if "held_bytes" in shown:
         caption += " Held: weights, gradients and the optimizer's state."

@@ -52,8 +52,8 @@ def styles(methods: Sequence[str]) -> dict[str, Style]:
 
 
 def percent(sparsity: float) -> str:
-    """A sparsity in words: 0.95 is ``95 %``."""
-    return f"{round(100 * sparsity, 6):g} %"
+    """A sparsity in words: 0.95 is ``95 %`` (of one piece)."""
+    return f"{round(100 * sparsity, 6):g}\N{NO-BREAK SPACE}%"
 
 
 def draw_accuracy(panel: Panel) -> str:
@@ -96,7 +96,7 @@ def draw_accuracy(panel: Panel) -> str:
 Trajectory = Sequence[tuple[int, Sequence[float]]]  # steps, and the norms of the seeds there
 
 
-def trajectories(panel: Panel, sparsity: float) -> dict[str, Trajectory]:
+def trajectories(panel: Panel, sparsity: float) -> Mapping[str, Trajectory]:
     """Collect the norms that were measured during training.
 
     Args:
@@ -106,7 +106,7 @@ def trajectories(panel: Panel, sparsity: float) -> dict[str, Trajectory]:
     Returns:
         Method to steps and norms; methods without any are left out.
     """
-    found = {}
+    found: dict[str, Trajectory] = {}
     for method in panel.methods:
         norms: dict[int, list[float]] = {}
         for run in panel.cell(method, sparsity):
@@ -123,15 +123,15 @@ def draw_trajectories(panel: Panel, measured: Mapping[float, Mapping[str, Trajec
     looks = styles(panel.methods)
 
     def draw(figure: Any, axes: Any) -> None:
-        for axis, (sparsity, methods) in zip(_used(axes, len(measured)), measured.items()):
+        for axis, (sparsity, methods) in zip(
+            _used(axes, len(measured)), measured.items(), strict=True
+        ):
             for method, points in methods.items():
                 thin = points[:: max(1, len(points) // _MOST_STEPS)]
                 steps, look = [step for step, _ in thin], looks[method]
                 means = [statistics.fmean(norms) for _, norms in thin]
                 low, high = [min(norms) for _, norms in thin], [max(norms) for _, norms in thin]
-                axis.plot(
-                    steps, means, color=look.color, linestyle=look.line, lw=1.3, label=method
-                )
+                axis.plot(steps, means, color=look.color, linestyle=look.line, lw=1.3, label=method)
                 axis.fill_between(steps, low, high, color=look.color, alpha=0.13, linewidth=0)
             axis.set(title=f"sparsity {percent(sparsity)}", xlabel="optimizer step", ylabel="norm")
         _legend(figure, *axes.flat)
@@ -144,9 +144,13 @@ def draw_ways(panel: Panel) -> str:
     looks = styles(panel.methods)
 
     def draw(_figure: Any, axes: Any) -> None:
-        for axis, sparsity in zip(_used(axes, len(panel.sparsities)), panel.sparsities):
+        for axis, sparsity in zip(
+            _used(axes, len(panel.sparsities)), panel.sparsities, strict=True
+        ):
             for row, method in enumerate(panel.methods):
-                ends = [panel.finite(method, sparsity, f"norm_{end}") for end in ("before", "after")]
+                ends = [
+                    panel.finite(method, sparsity, f"norm_{end}") for end in ("before", "after")
+                ]
                 if all(ends):
                     before, after = (statistics.fmean(values) for values in ends)
                     color = looks[method].color
@@ -202,8 +206,8 @@ def draw_clouds(panel: Panel, clouds: Sequence[Cloud]) -> str:
                         markeredgewidth=0, label=percent(sparsity),
                     )  # fmt: skip
                 if row:
-                    axis.axhline(0, color=FAINT, linewidth=1)
-                    axis.axvline(0, color=FAINT, linewidth=1)
+                    axis.axhline(0, color=FAINT, linewidth=1.6, zorder=0.9)
+                    axis.axvline(0, color=FAINT, linewidth=1.6, zorder=0.9)
             axes[0, column].set(title=cloud.title)
             axes[1, column].set(xlabel=f"{cloud.title}, residual")
         axes[0, 0].set(ylabel="test accuracy, %")

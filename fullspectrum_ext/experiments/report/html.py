@@ -8,6 +8,7 @@ from fullspectrum_ext.experiments.report.content import (
     Cell,
     Column,
     Figure,
+    Finding,
     Heading,
     Page,
     Section,
@@ -66,9 +67,10 @@ def _block(block: Block) -> str:
     match block:
         case Heading(text):
             return f"<h3>{escape(text)}</h3>"
-        case Text(text, is_finding):
-            opening = '<p class="finding">' if is_finding else "<p>"
-            return f"{opening}{escape(text)}</p>"
+        case Text(text):
+            return f"<p>{escape(text)}</p>"
+        case Finding(_, text):
+            return f'<p class="finding">{escape(text)}</p>'
         case Figure():
             return _figure(block)
         case Table():
@@ -92,7 +94,9 @@ def _table(table: Table) -> str:
 
 
 def _head(column: Column) -> str:
-    return f'<th scope="col"{_side(column)}><button type="button">{escape(column.title)}</button></th>'
+    return (
+        f'<th scope="col"{_side(column)}><button type="button">{escape(column.title)}</button></th>'
+    )
 
 
 def _cells(row: Iterable[Cell], columns: Iterable[Column]) -> Iterable[str]:

@@ -7,6 +7,7 @@ from fullspectrum_ext.experiments.report.content import (
     Block,
     Cell,
     Figure,
+    Finding,
     Heading,
     Page,
     Section,
@@ -43,6 +44,8 @@ def _block(block: Block, figures: str) -> str:
             return f"### {_escaped(text)}"
         case Text(text):
             return _escaped(text)
+        case Finding(_, text):
+            return f"- {_escaped(text)}"
         case Figure(name, _, caption):
             return f"![{_escaped(caption)}]({figures}/{name}.svg)\n\n*{_escaped(caption)}*"
         case Table():

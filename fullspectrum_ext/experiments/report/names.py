@@ -60,11 +60,8 @@ def kin(method: str) -> Kin:
 
 
 def has_larger_norm(method: str) -> bool:
-    """Whether it is PAGS whose norm cannot be below its base's, and with as many weights a layer.
-
-    Drift changes the counts, a warm start the weights that the norm is measured with, and an
-    ablation the masks.
-    """
+    """Whether it is PAGS that keeps layer counts, and whose norm cannot be below its base's."""
+    # Drift changes the counts, a warm start the weights that the norm is of, an ablation the masks.
     own = kin(method)
     return own.is_pags and not own.flags
 

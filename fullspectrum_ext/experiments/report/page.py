@@ -5,7 +5,7 @@ from pathlib import Path
 
 from fullspectrum_ext._files import write_atomically
 from fullspectrum_ext.experiments.report.accuracy import accuracy, support
-from fullspectrum_ext.experiments.report.content import Page, Section, Text
+from fullspectrum_ext.experiments.report.content import Block, Finding, Heading, Page, Section
 from fullspectrum_ext.experiments.report.coordinates import coordinates
 from fullspectrum_ext.experiments.report.cost import cost
 from fullspectrum_ext.experiments.report.figures import percent
@@ -45,13 +45,17 @@ def make_page(study: Study) -> Page:
         cost(study),
     ]
     there = [section for section in sections if section is not None]
-    found = [
-        Text(block.text)
-        for section in there
-        for block in section.blocks
-        if isinstance(block, Text) and block.is_finding
-    ]
-    return Page(study.title, _lead(study), [Section("In short", found), *there])
+    return Page(study.title, _lead(study), [_in_short(there), *there])
+
+
+def _in_short(sections: Sequence[Section]) -> Section:
+    """What the sections found, by what runs it is about."""
+    blocks = [block for section in sections for block in section.blocks]
+    findings = [block for block in blocks if isinstance(block, Finding)]
+    found: list[Block] = []
+    for about in dict.fromkeys(finding.about for finding in findings):
+        found += [Heading(about), *(finding for finding in findings if finding.about == about)]
+    return Section("In short", found)
 
 
 def _lead(study: Study) -> str:

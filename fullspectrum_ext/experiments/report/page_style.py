@@ -24,19 +24,23 @@ h2 {
   font-size: 1.4rem; font-weight: 620;
 }
 h3 { margin: 2rem 0 .6rem; font-size: 1.05rem; font-weight: 620; }
-h1, h2, h3, td, th { overflow-wrap: anywhere; }
+h1, h2, h3, p, td { overflow-wrap: break-word; }
 p { margin: .5rem 0; max-width: 46rem; }
 .lead { color: var(--soft); font-size: 1.08rem; }
 .finding { padding-left: .9rem; border-left: 3px solid var(--accent); }
 a { color: var(--accent); text-decoration: none; }
 a:hover { text-decoration: underline; }
-nav ul { display: flex; flex-wrap: wrap; gap: .3rem 1.4rem; margin: 1.2rem 0 0; padding: 0; list-style: none; }
+nav ul { display: flex; flex-wrap: wrap; gap: .3rem 1.4rem; margin: 1.2rem 0 0; padding: 0; }
+nav li { list-style: none; }
 figure { margin: 1.4rem 0 2rem; }
 figcaption { margin-top: .6rem; max-width: 56rem; color: var(--soft); font-size: .86rem; }
 svg { display: block; width: 100%; height: auto; }
 svg text { font-family: inherit; }
 .scroll { overflow: auto; max-height: 36rem; border: 1px solid var(--line); border-radius: 8px; }
-table { width: 100%; border-collapse: separate; border-spacing: 0; font-size: .88rem; font-variant-numeric: tabular-nums; }
+table {
+  width: 100%; border-collapse: separate; border-spacing: 0;
+  font-size: .88rem; font-variant-numeric: tabular-nums;
+}
 th {
   position: sticky; top: 0; padding: 0; background: var(--tint);
   border-bottom: 1px solid var(--line); text-align: right; vertical-align: bottom;
@@ -48,8 +52,11 @@ th button {
 th button:hover, th button:focus-visible { color: var(--accent); }
 th[aria-sort="ascending"] button::after { content: " \\2191"; }
 th[aria-sort="descending"] button::after { content: " \\2193"; }
-td { padding: .4rem .8rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: baseline; white-space: nowrap; }
-td.text { text-align: left; white-space: normal; min-width: 6rem; }
+td {
+  padding: .4rem .8rem; border-bottom: 1px solid var(--line);
+  text-align: right; vertical-align: baseline; white-space: nowrap;
+}
+td.text { text-align: left; white-space: normal; min-width: 5rem; }
 th.text { text-align: left; }
 tbody tr:last-child td { border-bottom: 0; }
 tbody tr:hover td { background: var(--tint); }

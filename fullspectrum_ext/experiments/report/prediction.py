@@ -1,6 +1,7 @@
 """The section on whether the coordinate predicts accuracy, once density is accounted for."""
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ from fullspectrum_ext.experiments.report.content import (
     Cell,
     Column,
     Figure,
+    Finding,
     Heading,
     Section,
     Table,
@@ -18,7 +20,7 @@ from fullspectrum_ext.experiments.report.figures import Cloud, draw_clouds, perc
 from fullspectrum_ext.experiments.report.names import DENSE, has_larger_norm, rivals
 from fullspectrum_ext.experiments.report.statistics import Association, associate, residuals
 from fullspectrum_ext.experiments.report.study import Panel, Run, Study
-from fullspectrum_ext.experiments.report.words import association_cell, interval, signed
+from fullspectrum_ext.experiments.report.words import association_cell, interval, many, signed
 
 _MEASURES = {
     "anchor_distance": "anchor distance",
@@ -31,32 +33,51 @@ _STRENGTHS = ((0.3, "weakly"), (0.6, "moderately"), (math.inf, "strongly"))
 _METHOD = (
     "Does a measure of the coordinate say more of a network's accuracy than its density does? Each "
     "correlation is given as it is and at equal density: what is left of both variables once a "
-    "constant for each sparsity and the density that came are regressed out (partial correlation). "
-    "How a method spreads its weights over the layers is not accounted for by that, and is known to "
-    "explain much of such correlations (Cunegatti et al., TMLR 2024); the last row of each measure "
-    "is free of it: differences between PAGS and its base of the same seed, which has as many "
-    "weights in every layer. Runs without pruning are left out."
+    "constant for each sparsity and the density that came are regressed out (partial "
+    "correlation). How a method spreads its weights over the layers is not accounted for by that, "
+    "and is known to explain much of such correlations (Cunegatti et al., TMLR 2024). The rows PAGS less its base "
+    "are free of it: differences between runs of the same seed that have as many weights in every "
+    "layer. Runs without pruning are left out."
 )
 _RULE = (
-    "In brackets: 95 % intervals by Fisher's z, for ranks by Bonett and Wright; they are those of "
-    "independent runs, which seeds of one method are not, so that true intervals are wider. The "
-    "sentence above goes by Pearson's r at equal density over all sparsities: no evidence where "
-    "the interval holds 0; else weakly below 0.3, moderately below 0.6, strongly from there."
+    "In brackets: 95 % intervals by Fisher's z, for ranks by Bonett and Wright. They are those of "
+    "independent observations, which seeds of one method are not; so the sentences above go by "
+    "Pearson's r at equal density over all runs and over the means over seeds alike. No evidence: "
+    "one of the two intervals holds 0. Else weakly, moderately, strongly: the weaker r is below "
+    "0.3, below 0.6, or not."
 )
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A measure and the accuracy of some runs, and what stands for their density."""
+    """A measure and the accuracy of some runs, and what stands for their density.
+
+    Attributes:
+        x: The measure.
+        y: Accuracy.
+        controls: The density that came, and a constant for each sparsity but the first.
+        cells: Method and sparsity.
+    """
 
     x: Sequence[float]
     y: Sequence[float]
     controls: Sequence[Sequence[float]]
-    sparsities: Sequence[float]
+    cells: Sequence[tuple[str, float]]
 
     def correlate(self, *, ranks: bool = False, at_equal_density: bool = False) -> Association:
         """Correlate measure and accuracy."""
         return associate(self.x, self.y, self.controls if at_equal_density else (), ranks=ranks)
+
+    def means(self) -> "Sample":
+        """The means over the seeds of each method and sparsity."""
+        places: dict[tuple[str, float], list[int]] = {}
+        for place, cell in enumerate(self.cells):
+            places.setdefault(cell, []).append(place)
+
+        def mean(values: Sequence[float]) -> list[float]:
+            return [statistics.fmean(values[i] for i in at) for at in places.values()]
+
+        return Sample(mean(self.x), mean(self.y), [mean(c) for c in self.controls], [*places])
 
 
 def prediction(study: Study) -> Section:
@@ -74,7 +95,7 @@ def prediction(study: Study) -> Section:
         samples = {measure: sample(runs, measure) for measure in _MEASURES}
         blocks.append(Heading(panel.name))
         blocks += [
-            Text(f"{panel.name}: {verdict(_MEASURES[measure], found)}", is_finding=True)
+            Finding(panel.name, verdict(_MEASURES[measure], found))
             for measure, found in samples.items()
         ]
         caption = (
@@ -97,27 +118,26 @@ def sample(runs: Sequence[Run], measure: str) -> Sample:
         measure: Name of a figure of the runs.
 
     Returns:
-        The sample; its controls are the density and, but for the first, a constant for each
-        sparsity.
+        The sample.
     """
     runs = [run for run in runs if math.isfinite(run.number(measure) + run.accuracy + run.density)]
-    sparsities = [run.sparsity for run in runs]
+    cells = [(run.method, run.sparsity) for run in runs]
     return Sample(
         [run.number(measure) for run in runs],
         [run.accuracy for run in runs],
-        [*_constants(sparsities), [run.density for run in runs]] if runs else [],
-        sparsities,
+        [[run.density for run in runs], *_constants(cells)] if runs else [],
+        cells,
     )
 
 
-def _constants(sparsities: Sequence[float]) -> list[list[float]]:
-    levels = sorted(set(sparsities))[1:]
-    return [[float(sparsity == level) for sparsity in sparsities] for level in levels]
+def _constants(cells: Sequence[tuple[str, float]]) -> list[list[float]]:
+    levels = sorted({sparsity for _, sparsity in cells})[1:]
+    return [[float(sparsity == level) for _, sparsity in cells] for level in levels]
 
 
 def _pairs(panel: Panel, measure: str) -> Sample:
     """Differences between PAGS and its base of the same sparsity and seed."""
-    x, y, sparsities = [], [], []
+    x, y, cells = [], [], []
     for method in panel.methods:
         if not has_larger_norm(method):
             continue
@@ -131,13 +151,14 @@ def _pairs(panel: Panel, measure: str) -> Sample:
                         if math.isfinite(dx + dy):
                             x.append(dx)
                             y.append(dy)
-                            sparsities.append(sparsity)
-    return Sample(x, y, _constants(sparsities), sparsities)
+                            cells.append((method, sparsity))
+    return Sample(x, y, _constants(cells), cells)
 
 
 def _cloud(title: str, found: Sample) -> Cloud:
-    left = [residuals(v, found.controls) if v else [] for v in (found.x, found.y)]
-    return Cloud(title, found.x, found.y, *left, found.sparsities)
+    left_x, left_y = (residuals(v, found.controls) if v else [] for v in (found.x, found.y))
+    sparsities = [sparsity for _, sparsity in found.cells]
+    return Cloud(title, found.x, found.y, left_x, left_y, sparsities)
 
 
 def _table(panel: Panel, runs: Sequence[Run]) -> Table:
@@ -145,7 +166,10 @@ def _table(panel: Panel, runs: Sequence[Run]) -> Table:
     columns = [Column("measure", is_text=True), Column("runs", is_text=True), Column("n")]
     rows = []
     for measure, title in _MEASURES.items():
-        scopes = {"all sparsities": sample(runs, measure)}
+        every = sample(runs, measure)
+        scopes = {"all sparsities": every}
+        if _has_seeds(every):
+            scopes["all, means over seeds"] = every.means()
         if len(panel.sparsities) > 1:
             for sparsity in panel.sparsities:
                 at = [run for run in runs if run.sparsity == sparsity]
@@ -176,21 +200,30 @@ def verdict(title: str, found: Sample) -> str:
     Returns:
         One sentence.
     """
-    raw, equal = found.correlate(), found.correlate(at_equal_density=True)
+    equal = found.correlate(at_equal_density=True)
+    means = found.means().correlate(at_equal_density=True)
     if math.isnan(equal.coefficient):
         return f"{title} against accuracy: too few runs, or all alike, to say anything."
-    few = ", few" if equal.n < _FEW else ""
-    start = f"{title} at equal density: {_words(equal)}, n = {equal.n}{few}: "
-    if math.isnan(equal.low):
-        return f"{start}too few runs for an interval."
-    if not _holds_zero(equal):
-        strength = next(word for most, word in _STRENGTHS if abs(equal.coefficient) < most)
+    start = f"{title} at equal density: {_words(equal)} over {many(equal.n, 'run')}"
+    if _has_seeds(found):
+        start += f", {_words(means)} over the {means.n} means over seeds"
+    if math.isnan(means.low):
+        return f"{start}: too few methods and sparsities to say anything."
+    few = " (they are few)" if means.n < _FEW else ""
+    if not _holds_zero(equal) and not _holds_zero(means):
+        weaker = min(abs(equal.coefficient), abs(means.coefficient))
+        strength = next(word for most, word in _STRENGTHS if weaker < most)
         higher = "higher" if equal.coefficient > 0 else "lower"
-        return f"{start}larger ones go with {higher} accuracy, {strength}."
+        return f"{start}{few}: larger ones go with {higher} accuracy, {strength}."
+    raw = found.correlate()
     end = ""
-    if not math.isnan(raw.low) and not _holds_zero(raw):
+    if _holds_zero(equal) and not _holds_zero(raw):
         end = f"; what is seen without the control, {_words(raw)}, is the density's"
-    return f"{start}no evidence that it says anything of accuracy{end}."
+    return f"{start}{few}: no evidence that it says anything of accuracy{end}."
+
+
+def _has_seeds(found: Sample) -> bool:
+    return len(set(found.cells)) < len(found.cells)
 
 
 def _words(found: Association) -> str:

@@ -9,6 +9,7 @@ from fullspectrum_ext.experiments.report.content import (
     Block,
     Cell,
     Column,
+    Finding,
     Heading,
     Section,
     Table,
@@ -30,8 +31,8 @@ _LEVEL = 0.05
 _ROUNDING = 1e-6  # of a norm: what two computations of one may differ by
 
 _METHOD = (
-    "Runs of the same seed share initial weights and the order of the data, so methods are compared "
-    "seed by seed. PAGS is compared with its base; what starts from warm weights with its "
+    "Runs of the same seed share initial weights and the order of the data, so methods are "
+    "compared seed by seed. PAGS is compared with its base; what starts from warm weights with its "
     "counterpart that does too (the cold one where there is none) and with imp."
 )
 
@@ -65,7 +66,7 @@ class Comparison:
 _KINDS: dict[str, Callable[[Comparison], bool]] = {
     "PAGS with layer counts kept, against its base,": lambda c: has_larger_norm(c.method),
     "PAGS with drift, against its base,": lambda c: kin(c.method).flags == ("drift",),
-    "what starts warm, against imp,": lambda c: c.rival == IMP,
+    "What starts warm, against imp,": lambda c: c.rival == IMP,
 }
 
 
@@ -127,7 +128,7 @@ def significance(study: Study) -> Section | None:
             p_values = [next(corrected) for _ in comparisons]
             blocks += [
                 Heading(name),
-                *(Text(f"{name}: {words}", is_finding=True) for words in _summary(comparisons, p_values)),
+                *(Finding(name, words) for words in _summary(comparisons, p_values)),
                 _table(name, comparisons, p_values, len(family)),
             ]
     return Section("Differences, paired over seeds", blocks)
@@ -150,7 +151,7 @@ def _summary(comparisons: list[Comparison], p_values: list[float]) -> list[str]:
     pairs, lower = sum(len(c.norms) for c in same), sum(c.lower_norms for c in same)
     if pairs:
         sentences.append(
-            f"with layer counts kept, the norm of PAGS is at least its base's in {pairs - lower} "
+            f"With layer counts kept, the norm of PAGS is at least its base's in {pairs - lower} "
             f"of {many(pairs, 'pair')} of runs."
         )
     return sentences

@@ -1,11 +1,15 @@
 """The runs of a report: what belongs to one comparison, and what one asks of it."""
 
+import dataclasses
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
+
+from fullspectrum_ext.experiments.plan import Published
 
 Entry = Mapping[str, Any]
 # Settings by which runs of one comparison may differ: what is compared, where, and what is noted.
@@ -113,7 +117,7 @@ class Study:
         repeated: Runs that came again and were left out.
         absent: Names of planned runs that are not finished; None where no plan says.
         failures: Runs that ended in an error.
-        published: Numbers of papers: model, method, sparsity, accuracy, spread, source.
+        published: Numbers of papers.
     """
 
     title: str
@@ -121,7 +125,7 @@ class Study:
     repeated: int = 0
     absent: Sequence[str] | None = None
     failures: Sequence[Failure] = ()
-    published: Sequence[Mapping[str, Any]] = ()
+    published: Sequence[Published] = ()
 
     @property
     def runs(self) -> list[Run]:
@@ -147,14 +151,15 @@ def sort_runs(entries: Iterable[Entry]) -> tuple[list[Panel], int]:
     for entry in entries:
         run = Run(entry["config"], entry["environment"], entry["run"], entry["history"])
         place = (run.method, run.sparsity, run.seed)
-        group = (str(run.config["data"]), str(run.config["model"]))
+        group = (str(run.config["model"]), str(run.config["data"]))
         again = (group, place, _settings(run))
         if again in seen:
             repeated += 1
             continue
         seen.add(again)
         groups.setdefault(group, {}).setdefault(place, []).append(run)
-    return [panel for group, places in groups.items() for panel in _panels(group, places)], repeated
+    panels = [panel for group, places in groups.items() for panel in _panels(group, places)]
+    return _with_own_keys(panels), repeated
 
 
 def _settings(run: Run) -> str:
@@ -168,7 +173,7 @@ def _panels(group: tuple[str, str], places: Mapping[Any, Sequence[Run]]) -> list
     panels: dict[str, list[Run]] = {}
     for run in (run for runs in places.values() for run in runs):
         more = [f"{name} {_word(run.config.get(name))}" for name in sorted(names)]
-        panels.setdefault(", ".join([*group, *more]), []).append(run)
+        panels.setdefault(", ".join([" on ".join(group), *more]), []).append(run)
     return [Panel(name, _file_name(name), tuple(runs)) for name, runs in panels.items()]
 
 
@@ -191,3 +196,14 @@ def _file_name(name: str) -> str:
     """Letters and digits of a name, with dashes between."""
     words = "".join(c if c.isascii() and c.isalnum() else " " for c in name).split()
     return "-".join(words).lower()
+
+
+def _with_own_keys(panels: Sequence[Panel]) -> list[Panel]:
+    """Number those whose names of files would be the same."""
+    counts: Counter[str] = Counter()
+    found = []
+    for panel in panels:
+        counts[panel.key] += 1
+        number = f"-{counts[panel.key]}" if counts[panel.key] > 1 else ""
+        found.append(dataclasses.replace(panel, key=panel.key + number))
+    return found

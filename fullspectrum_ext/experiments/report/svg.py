@@ -39,7 +39,7 @@ def drawing(
         from matplotlib.figure import Figure  # not pyplot: no display, no state
     except ImportError as error:
         raise MissingExtraError("report", "matplotlib", "report") from error
-    settings = {
+    settings: dict[Any, Any] = {
         "svg.hashsalt": name,
         "svg.fonttype": "none",
         "text.parse_math": False,  # names are text, whatever signs are in them
