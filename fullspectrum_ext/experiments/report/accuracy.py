@@ -83,7 +83,9 @@ def _best(panel: Panel) -> list[str]:
         spreads = {m: spread(v) for m, v in values.items() if v and m != DENSE}
         if spreads:
             best = max(spreads, key=lambda method: spreads[method].mean)
-            found.append(f"{best} at {percent(sparsity)} ({spreads[best].mean:.2f} %)")
+            found.append(
+                f"{best} at {percent(sparsity)} ({spreads[best].mean:.2f}\N{NO-BREAK SPACE}%)"
+            )
     return [f"Highest mean accuracy: {', '.join(found)}."] if found else []
 
 
@@ -111,7 +113,7 @@ def _over_sparsities(panel: Panel, name: str, title: str) -> Table:
 
 def _published(study: Study) -> Table:
     """Print each published number with what was measured."""
-    titles = ("data, model", "method", "sparsity", "measured", "n", "published", "difference")
+    titles = ("model, data", "method", "sparsity", "measured", "n", "published", "difference")
     columns = [Column(title, is_text=title in titles[:2]) for title in titles]
     rows = [
         _published_row(panel, number)

@@ -25,7 +25,7 @@ h2 {
 }
 h3 { margin: 2rem 0 .6rem; font-size: 1.05rem; font-weight: 620; }
 h1, h2, h3, p, td { overflow-wrap: break-word; }
-p { margin: .5rem 0; max-width: 46rem; }
+p { margin: .5rem 0; max-width: 50rem; }
 .lead { color: var(--soft); font-size: 1.08rem; }
 .finding { padding-left: .9rem; border-left: 3px solid var(--accent); }
 a { color: var(--accent); text-decoration: none; }

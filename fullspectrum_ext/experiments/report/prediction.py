@@ -23,9 +23,9 @@ from fullspectrum_ext.experiments.report.study import Panel, Run, Study
 from fullspectrum_ext.experiments.report.words import association_cell, interval, many, signed
 
 _MEASURES = {
-    "anchor_distance": "anchor distance",
-    "norm_before": "norm before training",
-    "norm_after": "norm after training",
+    "anchor_distance": "Anchor distance",
+    "norm_before": "Norm before training",
+    "norm_after": "Norm after training",
 }
 _FEW = 20  # runs, below which a sentence says so
 _STRENGTHS = ((0.3, "weakly"), (0.6, "moderately"), (math.inf, "strongly"))
@@ -35,9 +35,9 @@ _METHOD = (
     "correlation is given as it is and at equal density: what is left of both variables once a "
     "constant for each sparsity and the density that came are regressed out (partial "
     "correlation). How a method spreads its weights over the layers is not accounted for by that, "
-    "and is known to explain much of such correlations (Cunegatti et al., TMLR 2024). The rows PAGS less its base "
-    "are free of it: differences between runs of the same seed that have as many weights in every "
-    "layer. Runs without pruning are left out."
+    "and is known to explain much of such correlations (Cunegatti et al., TMLR 2024). The rows PAGS "
+    "less its base are free of it: differences between runs of the same seed that have as many "
+    "weights in every layer. Runs without pruning are left out."
 )
 _RULE = (
     "In brackets: 95 % intervals by Fisher's z, for ranks by Bonett and Wright. They are those of "
@@ -98,6 +98,10 @@ def prediction(study: Study) -> Section:
             Finding(panel.name, verdict(_MEASURES[measure], found))
             for measure, found in samples.items()
         ]
+        pairs = _pairs(panel, "norm_before")
+        if pairs.x:
+            title = "Gain in norm of PAGS over its base, layer counts kept"
+            blocks.append(Finding(panel.name, verdict(title, pairs, "pair")))
         caption = (
             f"{panel.name}: test accuracy against each measure. Above as they are, below what is "
             "left of both at equal density."
@@ -190,12 +194,13 @@ def _table(panel: Panel, runs: Sequence[Run]) -> Table:
     return Table([*columns, *map(Column, titles)], rows, caption)
 
 
-def verdict(title: str, found: Sample) -> str:
+def verdict(title: str, found: Sample, noun: str = "run") -> str:
     """Say in words what the correlations of a measure say, by the rule that the report states.
 
     Args:
         title: Of the measure.
         found: Of all runs of a panel.
+        noun: What an observation is.
 
     Returns:
         One sentence.
@@ -203,21 +208,21 @@ def verdict(title: str, found: Sample) -> str:
     equal = found.correlate(at_equal_density=True)
     means = found.means().correlate(at_equal_density=True)
     if math.isnan(equal.coefficient):
-        return f"{title} against accuracy: too few runs, or all alike, to say anything."
-    start = f"{title} at equal density: {_words(equal)} over {many(equal.n, 'run')}"
+        return f"{title} against accuracy: too few {noun}s, or all alike, to say anything."
+    start = f"{title} at equal density: {_words(equal)} over {many(equal.n, noun)}"
     if _has_seeds(found):
         start += f", {_words(means)} over the {means.n} means over seeds"
     if math.isnan(means.low):
         return f"{start}: too few methods and sparsities to say anything."
     few = " (they are few)" if means.n < _FEW else ""
-    if not _holds_zero(equal) and not _holds_zero(means):
+    if _sign(equal) * _sign(means) > 0:
         weaker = min(abs(equal.coefficient), abs(means.coefficient))
         strength = next(word for most, word in _STRENGTHS if weaker < most)
-        higher = "higher" if equal.coefficient > 0 else "lower"
+        higher = "higher" if _sign(equal) > 0 else "lower"
         return f"{start}{few}: larger ones go with {higher} accuracy, {strength}."
     raw = found.correlate()
     end = ""
-    if _holds_zero(equal) and not _holds_zero(raw):
+    if _sign(raw) and not _sign(equal):
         end = f"; what is seen without the control, {_words(raw)}, is the density's"
     return f"{start}{few}: no evidence that it says anything of accuracy{end}."
 
@@ -230,5 +235,6 @@ def _words(found: Association) -> str:
     return f"r = {signed(found.coefficient)} {interval(found.low, found.high)}".rstrip()
 
 
-def _holds_zero(found: Association) -> bool:
-    return found.low <= 0 <= found.high
+def _sign(found: Association) -> int:
+    """1 or -1 where the interval is on one side of 0; else, and without an interval, 0."""
+    return (found.low > 0) - (found.high < 0)

@@ -43,7 +43,7 @@ def setup(study: Study) -> Section:
 
 
 def _panel_table(study: Study) -> Table:
-    columns = [Column(title, is_text=True) for title in ("data, model", "methods", "sparsities")]
+    columns = [Column(title, is_text=True) for title in ("model, data", "methods", "sparsities")]
     columns += [Column("seeds"), Column("runs"), Column("settings", is_text=True)]
     rows = [
         [

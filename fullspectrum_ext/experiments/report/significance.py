@@ -24,6 +24,7 @@ from fullspectrum_ext.experiments.report.words import (
     interval,
     many,
     p_cell,
+    signed,
     signed_cell,
 )
 
@@ -64,9 +65,9 @@ class Comparison:
 
 
 _KINDS: dict[str, Callable[[Comparison], bool]] = {
-    "PAGS with layer counts kept, against its base,": lambda c: has_larger_norm(c.method),
-    "PAGS with drift, against its base,": lambda c: kin(c.method).flags == ("drift",),
-    "What starts warm, against imp,": lambda c: c.rival == IMP,
+    "PAGS with layer counts kept, against its base": lambda c: has_larger_norm(c.method),
+    "PAGS with drift, against its base": lambda c: kin(c.method).flags == ("drift",),
+    "What starts warm, against imp": lambda c: c.rival == IMP,
 }
 
 
@@ -144,8 +145,9 @@ def _summary(comparisons: list[Comparison], p_values: list[float]) -> list[str]:
             better = sum(p < _LEVEL and c.test.mean > 0 for c, p in tested)
             worse = sum(p < _LEVEL and c.test.mean < 0 for c, p in tested)
             sentences.append(
-                f"{title} is significantly better in {better} and worse in {worse} of "
-                f"{many(len(tested), 'comparison')} (paired t, Holm, 5 %)."
+                f"{title}: significantly better in {better} and worse in {worse} of "
+                f"{many(len(tested), 'comparison')} (paired t, Holm, 5 %); mean difference in "
+                f"accuracy {signed(statistics.fmean(c.test.mean for c, _ in tested))}."
             )
     same = [c for c in comparisons if has_larger_norm(c.method)]
     pairs, lower = sum(len(c.norms) for c in same), sum(c.lower_norms for c in same)

@@ -123,7 +123,9 @@ def associate(
         found = spearman(x, y) if ranks else pearson(x, y)
     r, low, high = found.coefficient, math.nan, math.nan
     freedom = n - 3 - _independent(controls, n)
-    if freedom >= 1 and abs(r) < 1:
+    if freedom >= 1 and abs(r) == 1:
+        low = high = r
+    elif freedom >= 1 and not math.isnan(r):
         half = statistics.NormalDist().inv_cdf((1 + _LEVEL) / 2) / math.sqrt(freedom)
         half *= math.sqrt(1 + r**2 / 2) if ranks else 1
         low, high = math.tanh(math.atanh(r) - half), math.tanh(math.atanh(r) + half)

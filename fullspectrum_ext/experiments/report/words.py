@@ -29,7 +29,8 @@ def median_cell(values: Sequence[float]) -> Cell:
     low, high = min(values), max(values)
     if len(values) > 3:
         low, _, high = statistics.quantiles(values, n=4, method="inclusive")
-    note = f"{short(low)} to {short(high)}" if len(values) > 1 else ""
+    ends = short(low), short(high)
+    note = "" if ends[0] == ends[1] else " to ".join(ends)
     return Cell(short(middle), middle, note)
 
 
