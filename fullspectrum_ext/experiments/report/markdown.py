@@ -71,5 +71,5 @@ def _cell(cell: Cell) -> str:
 
 def _escaped(text: str) -> str:
     """Text that no sign of which is markup, in one line."""
-    text = re.sub(r"([\\`*_\[\]|~$])", r"\\\1", " ".join(text.split()))
+    text = re.sub(r"([\\`*_|~$]|\](?=[(\[:]))", r"\\\1", " ".join(text.split()))
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

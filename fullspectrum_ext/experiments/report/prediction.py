@@ -31,13 +31,13 @@ _FEW = 20  # runs, below which a sentence says so
 _STRENGTHS = ((0.3, "weakly"), (0.6, "moderately"), (math.inf, "strongly"))
 
 _METHOD = (
-    "Does a measure of the coordinate say more of a network's accuracy than its density does? Each "
+    "Does a measure of the coordinate say more of a network's accuracy than its density? Each "
     "correlation is given as it is and at equal density: what is left of both variables once a "
     "constant for each sparsity and the density that came are regressed out (partial "
     "correlation). How a method spreads its weights over the layers is not accounted for by that, "
-    "and is known to explain much of such correlations (Cunegatti et al., TMLR 2024). The rows PAGS "
-    "less its base are free of it: differences between runs of the same seed that have as many "
-    "weights in every layer. Runs without pruning are left out."
+    "and is known to explain much of such correlations (Cunegatti et al., TMLR 2024). The rows "
+    "called PAGS less its base are free of it: differences between runs of the same seed that have "
+    "as many weights in every layer. Runs without pruning are left out."
 )
 _RULE = (
     "In brackets: 95 % intervals by Fisher's z, for ranks by Bonett and Wright. They are those of "
@@ -100,7 +100,7 @@ def prediction(study: Study) -> Section:
         ]
         pairs = _pairs(panel, "norm_before")
         if pairs.x:
-            title = "Gain in norm of PAGS over its base, layer counts kept"
+            title = "Gain in norm of PAGS over its base (layer counts kept)"
             blocks.append(Finding(panel.name, verdict(title, pairs, "pair")))
         caption = (
             f"{panel.name}: test accuracy against each measure. Above as they are, below what is "
@@ -210,7 +210,7 @@ def verdict(title: str, found: Sample, noun: str = "run") -> str:
     if math.isnan(equal.coefficient):
         return f"{title} against accuracy: too few {noun}s, or all alike, to say anything."
     start = f"{title} at equal density: {_words(equal)} over {many(equal.n, noun)}"
-    if _has_seeds(found):
+    if _has_seeds(found) and not math.isnan(means.coefficient):
         start += f", {_words(means)} over the {means.n} means over seeds"
     if math.isnan(means.low):
         return f"{start}: too few methods and sparsities to say anything."

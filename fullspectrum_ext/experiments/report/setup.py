@@ -84,8 +84,8 @@ def _missing(study: Study) -> list[Block]:
         blocks.append(Table(columns, rows, caption))
     no_accuracy = sum(run.accuracy != run.accuracy for run in study.runs)
     if no_accuracy:
-        runs = many(no_accuracy, "run has", "runs have")
-        blocks.append(Text(f"{runs} no accuracy that is a number, and are left out below."))
+        runs = many(no_accuracy, "run")
+        blocks.append(Text(f"Without an accuracy that is a number, and left out below: {runs}."))
     return blocks
 
 
