@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -188,6 +189,7 @@ class _MethodRun:
             raise ValueError(f"{checkpoint}: does not fit the run: {error}") from error
 
     def _train_stage(self) -> None:
+        self._search_file().unlink(missing_ok=True)  # what it found is in the run's checkpoint
         title = self.stages[self.stage].title
         self.progress.note(f"{self.title}: {title}" if title else self.title)
         end = sum(stage.epochs for stage in self.stages[: self.stage + 1])
@@ -227,6 +229,7 @@ class _MethodRun:
             before,
             data=FirstPass(self.dataset.train, self.config.batch_size, self.seed),
             note=lambda words: self.progress.note(f"{self.title}: {words}"),
+            search=self._search_file(),
         )
         masks = self.procedure.masks(self.stage, start)
         if self.stages[self.stage].start == "rewind" and self.kept is not None:
@@ -234,6 +237,8 @@ class _MethodRun:
         if self.ablation and self._is_last():
             model, masks = audit(model, masks, self.ablation, seed=self.seed)
         self.pruning_seconds += time.perf_counter() - clock
+        if "pags" in masks.meta:
+            write_json(self.folder.trace(self.method, self.seed), masks.meta["pags"])
         path = self.folder.masks(self.method, self.seed, self._stage_in_names())
         masks.save(path)
         self.masks = MaskSet.load(path)  # as a resumed run has them, on the CPU
@@ -270,6 +275,9 @@ class _MethodRun:
 
     def _masks_now(self) -> MaskSet:
         return self.masks if self.run.hook is None else self.run.hook.masks
+
+    def _search_file(self) -> Path:
+        return self.folder.search(self.method, self.seed, self._stage_in_names())
 
     def _stage_in_names(self) -> int | None:
         """What the names of the stage's files hold; nothing for the last one, whose masks stay."""
