@@ -15,7 +15,7 @@ import torch
 
 from fullspectrum_ext import pruning
 from fullspectrum_ext.experiments.data import DATASETS
-from fullspectrum_ext.experiments.methods import check_method, split_ablation
+from fullspectrum_ext.experiments.methods import parse_method
 from fullspectrum_ext.experiments.models import MODELS, check_model
 from fullspectrum_ext.experiments.models.imported import is_import_path
 
@@ -62,8 +62,10 @@ class TrainConfig:
         "pags:BASE samples around BASE; dense prunes nothing; "
         "omp, gmp, imp and imp:lr prune by magnitude in the course of training; probmask and "
         "probmask:vr_pge learn masks; kstarts, dissipating and dissipating:kstarts prune in the "
-        "first epochs. A sanity ablation "
-        f"may follow the name (snip:shuffled): {', '.join(pruning.ABLATIONS)}.",
+        "first epochs. After those that prune before training may follow :drift (of pags, the "
+        "authors' procedure: the number of weights is not kept to), then :warm (prune after "
+        "warm-epochs of dense training, and train on from there), then, as after imp, a sanity "
+        f"ablation (snip:shuffled): {', '.join(pruning.ABLATIONS)}.",
     )
     sparsity: float = _setting(0.95, "Fraction of the weights that is removed, in [0, 1).")
     candidates: int = _setting(100, "Masks that pags draws and chooses from.")
@@ -73,6 +75,16 @@ class TrainConfig:
     epochs: int = _setting(40, "Passes over the training data.")
     rewind_epoch: int = _setting(
         1, "imp: the epoch at whose end the weights are that each round begins with; 0: initial."
+    )
+    warm_epochs: int = _setting(
+        1,
+        "Methods with :warm: dense epochs before the network is pruned, of all its epochs. At "
+        "batch size 100 an epoch of CIFAR-10 is the 500 iterations of PAGS's authors.",
+    )
+    early_epochs: int = _setting(
+        2,
+        "kstarts, dissipating: the first epochs, in which they prune; dissipating:kstarts prunes "
+        "in twice as many. Where an epoch has few steps, take more.",
     )
     batch_size: int = _setting(64, "Samples in a step.")
     optimizer: str = _setting("adamw", f"One of {', '.join(OPTIMIZERS)} (sgd has momentum 0.9).")
@@ -105,19 +117,20 @@ class TrainConfig:
         _check_choice("backend", self.backend, BACKENDS)
         _check_list("methods", self.methods)
         _check_list("seeds", self.seeds)
-        for method in self.methods:
-            check_method(method)
-        at_least_one = ("candidates", "epochs", "batch_size")
+        names = {method: parse_method(method) for method in self.methods}
+        at_least_one = ("candidates", "epochs", "warm_epochs", "early_epochs", "batch_size")
         for name in (*at_least_one, "coordinate_every", "rewind_epoch", "threads"):
             least = int(name in at_least_one)
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
-        rewinding = [method for method in self.methods if split_ablation(method)[0] == "imp"]
-        if rewinding and self.rewind_epoch >= self.epochs:
-            raise ValueError(
-                f"rewind_epoch: expected less than epochs with {rewinding[0]}, "
-                f"got {self.rewind_epoch} and {self.epochs}"
-            )
+        rewinding = [method for method, name in names.items() if name.method == "imp"]
+        warm = [method for method, name in names.items() if name.warm]
+        for field, users in (("rewind_epoch", rewinding), ("warm_epochs", warm)):
+            if users and getattr(self, field) >= self.epochs:
+                raise ValueError(
+                    f"{field}: expected less than epochs with {users[0]}, "
+                    f"got {getattr(self, field)} and {self.epochs}"
+                )
         for seed in self.seeds:
             if not 0 <= seed < 2**63:
                 raise ValueError(f"seeds: expected values in [0, 2**63), got {seed}")

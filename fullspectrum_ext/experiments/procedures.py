@@ -46,12 +46,15 @@ class Stage:
             continue it. ``"continue"``: all as it is. ``"rewind"``: weights, optimizer and learning
             rate as they were at the end of the latest stage that is kept.
         keeps: Later stages rewind to the end of this one.
+        is_anchor: The coordinate before training under the run's masks is that of the weights at
+            the end of this stage, in place of the initial ones.
     """
 
     title: str
     epochs: int
     start: Literal["fresh", "continue", "rewind"] = "fresh"
     keeps: bool = False
+    is_anchor: bool = False
 
 
 @dataclass(frozen=True)
@@ -248,10 +251,10 @@ class _EarlyPruning(_HookFirst):
     """Prunes in the first epochs by what happens in them, and trains on."""
 
     def __init__(
-        self, config: TrainConfig, seed: int, *, method: Callable[..., Hook], epochs: int
+        self, config: TrainConfig, seed: int, *, method: Callable[..., Hook], parts: int = 1
     ) -> None:
         self.method, self.sparsity, self.seed = method, config.sparsity, seed
-        first = min(epochs, config.epochs)
+        first = min(parts * config.early_epochs, config.epochs)
         self.stages = (
             Stage("first epochs", first),
             Stage("pruned", config.epochs - first, "continue"),
@@ -283,8 +286,8 @@ PROCEDURES: Mapping[str, Callable[[TrainConfig, int], Procedure]] = {
     "imp:lr": functools.partial(_LotteryTickets, rewind_weights=False),
     "probmask": functools.partial(_LearnedMasks, estimator="relaxed"),
     "probmask:vr_pge": functools.partial(_LearnedMasks, estimator="vr_pge"),
-    "kstarts": functools.partial(_EarlyPruning, method=_kstarts, epochs=2),
-    "dissipating": functools.partial(_EarlyPruning, method=_dissipating, epochs=2),
-    "dissipating:kstarts": functools.partial(_EarlyPruning, method=_dissipating_kstarts, epochs=4),
+    "kstarts": functools.partial(_EarlyPruning, method=_kstarts),
+    "dissipating": functools.partial(_EarlyPruning, method=_dissipating),
+    "dissipating:kstarts": functools.partial(_EarlyPruning, method=_dissipating_kstarts, parts=2),
 }
 """Name of each method that prunes in the course of training: made of the settings and a seed."""

@@ -14,7 +14,7 @@ from fullspectrum_ext.experiments.config import TrainConfig
 from fullspectrum_ext.experiments.data import FirstPass, load_data
 from fullspectrum_ext.experiments.environment import environment
 from fullspectrum_ext.experiments.folder import RunFolder
-from fullspectrum_ext.experiments.methods import make_procedure, split_ablation
+from fullspectrum_ext.experiments.methods import make_procedure, parse_method
 from fullspectrum_ext.experiments.models import build_model
 from fullspectrum_ext.experiments.models.imported import check_fit
 from fullspectrum_ext.experiments.procedures import StageStart, schedule_epochs
@@ -110,8 +110,8 @@ class _MethodRun:
         self.progress, self.threads = job.progress, job.threads
         self.method, self.seed = method, seed
         self.title = f"{method}, seed {seed}"
-        name, self.ablation = split_ablation(method)
-        self.procedure = make_procedure(name, job.config, seed)
+        self.ablation = parse_method(method).ablation
+        self.procedure = make_procedure(method, job.config, seed)
         self.stages = self.procedure.stages
         self.stage = 0
         self.kept: Snapshot | None = None
@@ -152,7 +152,7 @@ class _MethodRun:
         """Go from the end of a stage to the begin of the next one."""
         ended, before = self.run, self._masks_now()
         snapshot = take_snapshot(ended, before)
-        if self.stages[self.stage].keeps:
+        if self.stages[self.stage].keeps or self.stages[self.stage].is_anchor:
             self.kept = snapshot
         self.stage += 1
         start = self.stages[self.stage].start
@@ -300,6 +300,8 @@ class _MethodRun:
         """The figures of a finished run."""
         test_loss, test_accuracy = evaluate(self.run.model, self.dataset.test)
         initial = self._build()
+        if self.kept is not None and any(stage.is_anchor for stage in self.stages):
+            initial.load_state_dict(self.kept["model"])
         if self.ablation == REINITIALISED:
             initial = audit(initial, self.masks, self.ablation, seed=self.seed).model
         before = full_spectrum(self.masks, initial)
