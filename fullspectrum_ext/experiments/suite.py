@@ -1,8 +1,9 @@
 """A job: every method with every seed, checkpointed, resumed, summed up."""
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -195,7 +196,8 @@ class _MethodRun:
         end = sum(stage.epochs for stage in self.stages[: self.stage + 1])
         self.run.logger = self._logger()
         while self.run.epoch < end:
-            record = self.run.train_epoch()
+            with self._named():
+                record = self.run.train_epoch()
             line = {"method": self.method, "seed": self.seed, **record}
             line |= {"density": self._masks_now().density, "threads": self.threads}
             append_record(self.folder.records, line)
@@ -203,6 +205,14 @@ class _MethodRun:
             self.progress.end_epoch()
         if self.run.logger is not None:
             self.run.logger.close()
+
+    @contextlib.contextmanager
+    def _named(self) -> Generator[None, None, None]:
+        """Say of an error which method and seed it is of: a job has many."""
+        try:
+            yield
+        except ValueError as error:
+            raise ValueError(f"{self.title}: {error}") from error
 
     # ---- parts of a stage ------------------------------------------------------------------------
 
@@ -231,7 +241,8 @@ class _MethodRun:
             note=lambda words: self.progress.note(f"{self.title}: {words}"),
             search=self._search_file(),
         )
-        masks = self.procedure.masks(self.stage, start)
+        with self._named():
+            masks = self.procedure.masks(self.stage, start)
         if self.stages[self.stage].start == "rewind" and self.kept is not None:
             model.load_state_dict(self.kept["model"])
         if self.ablation and self._is_last():
