@@ -40,14 +40,10 @@ SMALL = {
     "lstm": functools.partial(character_lstm, width=16),
 }
 WALKS = "'phew' walks from layer to layer"
-# A patch of few pixels has initial weights so large that no step is a large part of them.
-LOST = "leaves no weight in patches.weight"
 REFUSED = {
     ("phew", "resnet20"): WALKS,
     ("phew", "vit"): WALKS,
     ("phew", "lstm"): WALKS,
-    ("dissipating", "vit"): LOST,
-    ("dissipating:kstarts", "vit"): LOST,
 }
 
 
