@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -120,6 +121,7 @@ def make_masks(
     data: Iterable[tuple[Tensor, Tensor]] | None,
     seed: int,
     progress: Callable[[int, int], None] | None = None,
+    checkpoint: Path | None = None,
 ) -> MaskSet:
     """Prune a model by a method's name, as it is, with no training.
 
@@ -134,6 +136,7 @@ def make_masks(
         data: Batches for methods that look at data.
         seed: Of all that is random in it.
         progress: Called by ``pags`` with the number of candidates seen and of all of them.
+        checkpoint: File that ``pags`` keeps its search in, and goes on from.
 
     Returns:
         The masks.
@@ -144,8 +147,7 @@ def make_masks(
     options: dict[str, Any] = {}
     if name.method == "pags":
         options = {"base": name.base, "candidates": candidates, "drift": name.drift}
-        if progress is not None:
-            options["progress"] = progress
+        options |= {"progress": progress or False, "checkpoint": checkpoint}
     return pruning.prune(
         model, name.method, sparsity=sparsity, density=density, data=data, seed=seed, **options
     )
@@ -184,6 +186,7 @@ class _PruneFirst:
             data=start.data,
             seed=self.seed,
             progress=lambda done, of: start.note(f"mask {done} of {of}"),
+            checkpoint=start.search,
         )
 
     def hook(self, _stage: int, _run: Run) -> Hook | None:

@@ -10,6 +10,7 @@ import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from torch import Tensor, nn
@@ -67,12 +68,15 @@ class StageStart:
         masks: As the stage before left them; None in the first stage.
         data: Batches for methods that look at data.
         note: Say how far it is, in a few words.
+        search: File for a long search, to go on from after a kill; the driver removes it when the
+            run's checkpoint has the masks.
     """
 
     model: nn.Module
     masks: MaskSet | None
     data: Iterable[tuple[Tensor, Tensor]]
     note: Callable[[str], None]
+    search: Path
 
 
 class Hook(Protocol):
