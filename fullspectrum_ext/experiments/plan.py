@@ -98,7 +98,7 @@ def load_plan(file: Path) -> Plan:
     content = Path(file).read_bytes()
     values = parse_toml(content, str(file))
     name = _text(file, values, "name", Path(file).stem)
-    if name != Path(name).name:
+    if name != Path(name).name or name == "..":
         raise ValueError(f"{file}: name: expected the name of a folder, got {name!r}")
     published = [
         _published(f"{file}: [[published]] {number}", row)

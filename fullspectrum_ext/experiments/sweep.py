@@ -135,6 +135,8 @@ class Sweep:
 
     def _claim(self) -> None:
         with self._locked():
+            for unfinished in self.path.glob(".*.tmp"):  # of a process killed while writing
+                unfinished.unlink()
             if not self._plan_file.is_file() or self._plan_file.read_bytes() != self.plan.content:
                 write_atomically(self._plan_file, self.plan.content)
 
