@@ -124,7 +124,7 @@ def test_the_figures_of_the_markdown_are_there_and_whole(written):
     assert {link.split("/")[-1] for link in links} == {
         f"{kind}-{panel}.svg"
         for panel in ("mlp-on-digits", "mlp-on-teacher-mlp")
-        for kind in ("accuracy", "norms", "prediction")
+        for kind in ("accuracy", "seeds", "norms", "prediction")
     } | {"trajectories-mlp-on-digits.svg"}
     for link in links:
         root = ElementTree.parse(written / link).getroot()
@@ -149,7 +149,7 @@ def test_the_same_runs_give_the_same_bytes(tmp_path):
         {file.name: file.read_bytes() for file in (tmp_path / name).rglob("*.*")}
         for name in ("one", "two")
     )
-    assert len(one) == 6
+    assert len(one) == 7
     assert one == two
 
 

@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ _COLOURS = (
     "#2f7fd6", "#e07a1f", "#2f9e5f", "#d34a55", "#8d6cd0", "#a5754f",
     "#d465a6", "#17a2b8", "#a59a12", "#7f8c8d", "#5a6fd8", "#00917c",
 )  # fmt: skip
+_PLAIN = "o*dh"  # markers of a family's own method, one for each turn of the colours
 _VARIANTS = (("o", "-"), ("^", "--"), ("s", ":"), ("D", "-."), ("v", "--"), ("P", ":"), ("X", "-."))
 _LEVELS = ("#3f6fb5", "#2a9aa0", "#58b368", "#c2a321", "#e0792b", "#d14b6b")  # of sparsity
 _MARKERS = "o^sDvPX"
@@ -41,13 +42,18 @@ def styles(methods: Sequence[str]) -> dict[str, Style]:
         Method to style: a base and what derives from it share a colour.
     """
     names = {method: kin(method) for method in methods}
-    families = list(dict.fromkeys(name.family for name in names.values() if name.family != DENSE))
+    families = list(dict.fromkeys(kin(m).family for m in methods if m != DENSE))
     variants = list(dict.fromkeys(["", "pags", *(name.variant for name in names.values())]))
     found = {}
     for method, name in names.items():
+        if method == DENSE:
+            found[method] = Style(INK, "o", "-")
+            continue
         marker, line = _VARIANTS[variants.index(name.variant) % len(_VARIANTS)]
-        place = INK if name.family == DENSE else _COLOURS[families.index(name.family) % 12]
-        found[method] = Style(place, marker, line)
+        turn, place = divmod(families.index(name.family), len(_COLOURS))
+        if not name.variant:
+            marker = _PLAIN[turn % len(_PLAIN)]
+        found[method] = Style(_COLOURS[place], marker, line)
     return found
 
 
@@ -91,6 +97,24 @@ def draw_accuracy(panel: Panel) -> str:
 
     height = max(4.2, 0.9 + 0.19 * len(panel.methods))
     return drawing(f"accuracy-{panel.key}", draw, width=_WIDTH, height=height, rows=1, columns=1)
+
+
+def draw_seeds(panel: Panel) -> str:
+    """Draw each method's accuracy: every seed, and their mean."""
+    looks = styles(panel.methods)
+
+    def draw(_figure: Any, axes: Any) -> None:
+        for axis, sparsity in _by_sparsity(panel, axes):
+            for row, method in enumerate(panel.methods):
+                values = panel.finite(method, sparsity, "test_accuracy")
+                if values:
+                    color, mean = looks[method].color, statistics.fmean(values)
+                    axis.plot(values, [row] * len(values), "o", ms=4, mew=0, color=color, alpha=0.4)
+                    axis.plot(mean, row, "|", ms=11, mew=2, color=color, zorder=3)
+            axis.set_xlabel("test accuracy, %")
+
+    height = 0.9 + 0.2 * len(panel.methods)
+    return _panels(f"seeds-{panel.key}", draw, len(panel.sparsities), columns=4, height=height)
 
 
 Trajectory = Sequence[tuple[int, Sequence[float]]]  # steps, and the norms of the seeds there
@@ -144,9 +168,7 @@ def draw_ways(panel: Panel) -> str:
     looks = styles(panel.methods)
 
     def draw(_figure: Any, axes: Any) -> None:
-        for axis, sparsity in zip(
-            _used(axes, len(panel.sparsities)), panel.sparsities, strict=True
-        ):
+        for axis, sparsity in _by_sparsity(panel, axes):
             for row, method in enumerate(panel.methods):
                 ends = [
                     panel.finite(method, sparsity, f"norm_{end}") for end in ("before", "after")
@@ -157,10 +179,6 @@ def draw_ways(panel: Panel) -> str:
                     axis.plot([before, after], [row, row], color=color, lw=1.4, zorder=2)
                     axis.plot(before, row, "o", ms=5, mec=color, mfc=PAPER, mew=1.3, zorder=3)
                     axis.plot(after, row, "o", ms=5, mec=color, mfc=color, mew=1.3, zorder=3)
-            axis.set(title=f"sparsity {percent(sparsity)}", xlabel="norm")
-            axis.set_ylim(len(panel.methods) - 0.4, -0.6)
-            axis.set_yticks(range(len(panel.methods)), panel.methods)
-            axis.label_outer(remove_inner_ticks=False)
             axis.set_xlabel("norm")
 
     height = 0.9 + 0.2 * len(panel.methods)
@@ -224,6 +242,15 @@ def _panels(name: str, draw: Any, count: int, *, columns: int, height: float) ->
     rows = math.ceil(count / columns)
     width = _WIDTH if columns > 1 else 0.75 * _WIDTH
     return drawing(name, draw, width=width, height=height * rows, rows=rows, columns=columns)
+
+
+def _by_sparsity(panel: Panel, axes: Any) -> Iterator[tuple[Any, float]]:
+    """Panels with a row for each method; what is drawn comes between this and its next one."""
+    for axis, sparsity in zip(_used(axes, len(panel.sparsities)), panel.sparsities, strict=True):
+        yield axis, sparsity
+        axis.set(title=f"sparsity {percent(sparsity)}", ylim=(len(panel.methods) - 0.4, -0.6))
+        axis.set_yticks(range(len(panel.methods)), panel.methods)
+        axis.tick_params(labelleft=axis.get_subplotspec().is_first_col())
 
 
 def _used(axes: Any, count: int) -> list[Any]:
