@@ -15,7 +15,7 @@ import torch
 
 from fullspectrum_ext import pruning
 from fullspectrum_ext.experiments.data import DATASETS
-from fullspectrum_ext.experiments.methods import check_method, split_ablation
+from fullspectrum_ext.experiments.methods import parse_method
 from fullspectrum_ext.experiments.models import MODELS, check_model
 from fullspectrum_ext.experiments.models.imported import is_import_path
 
@@ -62,8 +62,10 @@ class TrainConfig:
         "pags:BASE samples around BASE; dense prunes nothing; "
         "omp, gmp, imp and imp:lr prune by magnitude in the course of training; probmask and "
         "probmask:vr_pge learn masks; kstarts, dissipating and dissipating:kstarts prune in the "
-        "first epochs. A sanity ablation "
-        f"may follow the name (snip:shuffled): {', '.join(pruning.ABLATIONS)}.",
+        "first epochs. After those that prune before training may follow :drift (of pags, the "
+        "authors' procedure: the number of weights is not kept to), then :warm (prune after "
+        "warm-epochs of dense training, and train on from there), then, as after imp, a sanity "
+        f"ablation (snip:shuffled): {', '.join(pruning.ABLATIONS)}.",
     )
     sparsity: float = _setting(0.95, "Fraction of the weights that is removed, in [0, 1).")
     candidates: int = _setting(100, "Masks that pags draws and chooses from.")
@@ -73,6 +75,16 @@ class TrainConfig:
     epochs: int = _setting(40, "Passes over the training data.")
     rewind_epoch: int = _setting(
         1, "imp: the epoch at whose end the weights are that each round begins with; 0: initial."
+    )
+    warm_epochs: int = _setting(
+        1,
+        "Methods with :warm: dense epochs before the network is pruned, of all its epochs. At "
+        "batch size 100 an epoch of CIFAR-10 is the 500 iterations of PAGS's authors.",
+    )
+    early_epochs: int = _setting(
+        2,
+        "kstarts, dissipating: the first epochs, in which they prune; dissipating:kstarts prunes "
+        "in twice as many. Where an epoch has few steps, take more.",
     )
     batch_size: int = _setting(64, "Samples in a step.")
     optimizer: str = _setting("adamw", f"One of {', '.join(OPTIMIZERS)} (sgd has momentum 0.9).")
@@ -96,28 +108,29 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name, kind in get_type_hints(type(self)).items():
-            object.__setattr__(self, name, _of_kind(name, getattr(self, name), kind))
+            object.__setattr__(self, name, of_kind(name, getattr(self, name), kind))
         _check_choice("data", self.data, DATASETS)
         if not is_import_path(self.model):
             _check_choice("model", self.model, MODELS)
         check_model(self.model, DATASETS[self.data].kind)
         _check_choice("optimizer", self.optimizer, OPTIMIZERS)
         _check_choice("backend", self.backend, BACKENDS)
-        _check_list("methods", self.methods)
-        _check_list("seeds", self.seeds)
-        for method in self.methods:
-            check_method(method)
-        at_least_one = ("candidates", "epochs", "batch_size")
+        check_list("methods", self.methods)
+        check_list("seeds", self.seeds)
+        names = {method: parse_method(method) for method in self.methods}
+        at_least_one = ("candidates", "epochs", "warm_epochs", "early_epochs", "batch_size")
         for name in (*at_least_one, "coordinate_every", "rewind_epoch", "threads"):
             least = int(name in at_least_one)
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
-        rewinding = [method for method in self.methods if split_ablation(method)[0] == "imp"]
-        if rewinding and self.rewind_epoch >= self.epochs:
-            raise ValueError(
-                f"rewind_epoch: expected less than epochs with {rewinding[0]}, "
-                f"got {self.rewind_epoch} and {self.epochs}"
-            )
+        rewinding = [method for method, name in names.items() if name.method == "imp"]
+        warm = [method for method, name in names.items() if name.warm]
+        for field, users in (("rewind_epoch", rewinding), ("warm_epochs", warm)):
+            if users and getattr(self, field) >= self.epochs:
+                raise ValueError(
+                    f"{field}: expected less than epochs with {users[0]}, "
+                    f"got {getattr(self, field)} and {self.epochs}"
+                )
         for seed in self.seeds:
             if not 0 <= seed < 2**63:
                 raise ValueError(f"seeds: expected values in [0, 2**63), got {seed}")
@@ -163,11 +176,11 @@ def load_config(file: Path | None = None, **flags: Any) -> TrainConfig:
     """
     values: dict[str, Any] = {}
     if file is not None:
-        values = _read_toml(file)
+        values = parse_toml(Path(file).read_bytes(), str(file))
         known = [field.name for field in dataclasses.fields(TrainConfig)]
         for key in values:
             if key not in known:
-                raise ValueError(f"{file}: unknown key {key!r}{_nearest(key, known)}")
+                raise ValueError(f"{file}: unknown key {key!r}{nearest(key, known)}")
     given = {key: value for key, value in flags.items() if value is not None}
     if file is None:
         return TrainConfig(**given)
@@ -209,19 +222,20 @@ def _toml_value(value: object) -> str:
     raise TypeError(f"expected text, a number, a truth value or a list, got {value!r}")
 
 
-def _read_toml(file: Path) -> dict[str, Any]:
+def parse_toml(content: bytes, file: str) -> dict[str, Any]:
+    """Read the content of a TOML file; a ValueError names the file where it is none."""
     try:
-        return tomllib.loads(Path(file).read_text(encoding="utf-8"))
+        return tomllib.loads(content.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{file}: expected a TOML file: {error}") from error
 
 
-def _of_kind(name: str, value: Any, kind: Any) -> Any:
-    """The value as the field's type has it: an int may stand for a float, a list for a tuple."""
+def of_kind(name: str, value: Any, kind: Any) -> Any:
+    """Return the value as its type has it: an int may stand for a float, a list for a tuple."""
     if get_origin(kind) is tuple:
         if not isinstance(value, list | tuple):
             raise TypeError(f"{name}: expected a list, got {value!r}")
-        return tuple(_of_kind(name, item, get_args(kind)[0]) for item in value)
+        return tuple(of_kind(name, item, get_args(kind)[0]) for item in value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not kind:
@@ -230,7 +244,8 @@ def _of_kind(name: str, value: Any, kind: Any) -> Any:
     return value
 
 
-def _check_list(name: str, values: Sequence[object]) -> None:
+def check_list(name: str, values: Sequence[object]) -> None:
+    """Refuse a list that is empty or holds a value twice."""
     if not values:
         raise ValueError(f"{name}: expected at least one, got none")
     for value in values:
@@ -241,7 +256,7 @@ def _check_list(name: str, values: Sequence[object]) -> None:
 def _check_choice(name: str, value: str, known: Iterable[str]) -> None:
     if value not in known:
         raise ValueError(
-            f"{name}: expected one of {', '.join(known)}, got {value!r}{_nearest(value, known)}"
+            f"{name}: expected one of {', '.join(known)}, got {value!r}{nearest(value, known)}"
         )
 
 
@@ -256,6 +271,7 @@ def _check_device(device: str) -> None:
         raise ValueError(f"device: {device!r} asked for, but torch finds no CUDA device")
 
 
-def _nearest(word: str, known: Iterable[str]) -> str:
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return ``" (did you mean 'this'?)"``, or nothing where no known word is near."""
     close = difflib.get_close_matches(word, list(known), n=2)
     return f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""

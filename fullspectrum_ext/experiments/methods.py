@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -27,45 +29,86 @@ DENSE = "dense"
 """The name that stands for no pruning: all weights kept, trained by torch's own dense layers."""
 
 
-def check_method(method: str) -> None:
-    """Refuse a name that ``fullspectrum train`` does not know.
+WARM, DRIFT = "warm", "drift"
+
+
+@dataclass(frozen=True)
+class MethodName:
+    """What a method's name says: ``[pags:]BASE[:drift][:warm][:ablation]``.
+
+    Attributes:
+        method: One of :func:`fullspectrum_ext.methods`, a key of
+            :data:`fullspectrum_ext.experiments.procedures.PROCEDURES`, or ``dense``.
+        base: What pags samples around; empty for all others.
+        drift: Whether pags takes layers as they are, as its authors' code does.
+        warm: Whether the network is trained dense first, and trained on from there once pruned.
+        ablation: One of :data:`fullspectrum_ext.pruning.ABLATIONS`; empty for none.
+    """
+
+    method: str
+    base: str = ""
+    drift: bool = False
+    warm: bool = False
+    ablation: str = ""
+
+    @property
+    def trains(self) -> bool:
+        """Whether it prunes in the course of training, or after some."""
+        return self.method in PROCEDURES or self.warm
+
+
+def parse_method(name: str) -> MethodName:
+    """Take a method's name apart, and refuse one that ``fullspectrum train`` does not know.
 
     Args:
-        method: A name of :func:`fullspectrum_ext.methods` or of
-            :data:`fullspectrum_ext.experiments.procedures.PROCEDURES`, ``pags:BASE``, or ``dense``.
-            A method that trains what it found from the start (all but ``dense``, ``omp``, ``gmp``
-            and ``imp:lr``) may have one of :data:`fullspectrum_ext.pruning.ABLATIONS` after it:
-            ``snip:shuffled``.
+        name: A registered pruning method or ``pags:BASE``, with ``:drift`` after it where it is
+            pags, then ``:warm``, then one of :data:`fullspectrum_ext.pruning.ABLATIONS`. Or a key
+            of :data:`fullspectrum_ext.experiments.procedures.PROCEDURES`, of which ``imp`` may have
+            an ablation after it. Or ``dense``.
+
+    Returns:
+        Its parts.
 
     Raises:
         ValueError: If it is none of these.
+
+    Example:
+        >>> parse_method("pags:snip:warm:shuffled")
+        MethodName(method='pags', base='snip', drift=False, warm=True, ablation='shuffled')
     """
-    method, ablation = split_ablation(method)
-    if ablation and not _can_be_ablated(method):
-        raise ValueError(
-            f"method: expected a method that prunes before training, or imp, to be {ablation}, got "
-            f"{method!r}, which trains on with the weights that it pruned"
-        )
-    if method == DENSE or method in PROCEDURES:
-        return
-    name, _, base = method.partition(":")
-    if ":" in method and name != "pags":
-        raise ValueError(f"method: only pags samples around a base (pags:snip), got {method!r}")
-    for part in (name, base):
-        if part or not base:
-            find_method(part or name)
-    if base == "pags":
-        raise ValueError(f"method: pags cannot be its own base, got {method!r}")
+    rest, ablation = _split_last(name, pruning.ABLATIONS)
+    rest, warm = _split_last(rest, (WARM,))
+    rest, drift = _split_last(rest, (DRIFT,))
+    if rest == DENSE or rest in PROCEDURES:
+        if warm or (ablation and rest != "imp"):
+            raise ValueError(
+                f"method: expected a method that prunes before training, "
+                f"{'' if warm else 'or imp, '}to be {warm or ablation}, got {name!r}"
+            )
+        method, base = rest, ""
+    else:
+        method, _, base = rest.partition(":")
+        if ":" in rest and method != "pags":
+            raise ValueError(f"method: only pags samples around a base (pags:snip), got {name!r}")
+        if ":" in base:
+            raise ValueError(
+                f"method: expected [pags:]BASE[:drift][:warm][:ablation], got {name!r}"
+            )
+        for part in (method, base):
+            if part or not base:
+                find_method(part or method)
+        if base == "pags":
+            raise ValueError(f"method: pags cannot be its own base, got {name!r}")
+        base = base or ("snip" if method == "pags" else "")
+    if drift and method != "pags":
+        raise ValueError(f"method: only the layers of pags can drift, got {name!r}")
+    return MethodName(method, base, bool(drift), bool(warm), ablation)
 
 
-def split_ablation(method: str) -> tuple[str, str]:
-    """Split ``pags:snip:shuffled`` into ``pags:snip`` and ``shuffled``; ``""`` for no ablation."""
-    name, _, last = method.rpartition(":")
-    return (name, last) if name and last in pruning.ABLATIONS else (method, "")
-
-
-def _can_be_ablated(method: str) -> bool:
-    return method == "imp" or (method != DENSE and method not in PROCEDURES)
+def _split_last(name: str, words: Sequence[str]) -> tuple[str, str]:
+    """Split the last part off a name if it is one of some words; else it is empty."""
+    rest, _, last = name.rpartition(":")
+    return (rest, last) if rest and last in words else (name, "")
 
 
 def make_masks(
@@ -78,11 +121,13 @@ def make_masks(
     data: Iterable[tuple[Tensor, Tensor]] | None,
     seed: int,
     progress: Callable[[int, int], None] | None = None,
+    checkpoint: Path | None = None,
 ) -> MaskSet:
     """Prune a model by a method's name, as it is, with no training.
 
     Args:
-        method: See :func:`check_method`; not one that prunes in the course of training.
+        method: See :func:`parse_method`; not one that prunes in the course of training. Whether it
+            is warm and what ablates it is left to the caller.
         model: Dense; it is not changed.
         sparsity: Fraction of the weights to remove, which ``dense`` ignores. Give this or
             ``density``.
@@ -91,20 +136,20 @@ def make_masks(
         data: Batches for methods that look at data.
         seed: Of all that is random in it.
         progress: Called by ``pags`` with the number of candidates seen and of all of them.
+        checkpoint: File that ``pags`` keeps its search in, and goes on from.
 
     Returns:
         The masks.
     """
-    if method == DENSE:
+    name = parse_method(method)
+    if name.method == DENSE:
         return all_weights(model)
-    name, _, base = method.partition(":")
     options: dict[str, Any] = {}
-    if name == "pags":
-        options = {"base": base or "snip", "candidates": candidates}
-        if progress is not None:
-            options["progress"] = progress
+    if name.method == "pags":
+        options = {"base": name.base, "candidates": candidates, "drift": name.drift}
+        options |= {"progress": progress or False, "checkpoint": checkpoint}
     return pruning.prune(
-        model, name, sparsity=sparsity, density=density, data=data, seed=seed, **options
+        model, name.method, sparsity=sparsity, density=density, data=data, seed=seed, **options
     )
 
 
@@ -112,16 +157,17 @@ def make_procedure(method: str, config: TrainConfig, seed: int) -> Procedure:
     """Return how a method prunes.
 
     Args:
-        method: See :func:`check_method`; an ablation is not the procedure's business.
+        method: See :func:`parse_method`; an ablation is not the procedure's business.
         config: Settings of the job.
         seed: Of the run.
 
     Returns:
         The procedure; for a method that needs no training, one stage.
     """
-    if method in PROCEDURES:
-        return PROCEDURES[method](config, seed)
-    return _PruneFirst(method, config, seed)
+    name = parse_method(method)
+    if name.method in PROCEDURES:
+        return PROCEDURES[name.method](config, seed)
+    return (_PruneWarm if name.warm else _PruneFirst)(method, config, seed)
 
 
 class _PruneFirst:
@@ -129,7 +175,7 @@ class _PruneFirst:
 
     def __init__(self, method: str, config: TrainConfig, seed: int) -> None:
         self.method, self.config, self.seed = method, config, seed
-        self.stages = (Stage("", config.epochs),)
+        self.stages: tuple[Stage, ...] = (Stage("", config.epochs),)
 
     def masks(self, _stage: int, start: StageStart) -> MaskSet:
         return make_masks(
@@ -140,7 +186,23 @@ class _PruneFirst:
             data=start.data,
             seed=self.seed,
             progress=lambda done, of: start.note(f"mask {done} of {of}"),
+            checkpoint=start.search,
         )
 
     def hook(self, _stage: int, _run: Run) -> Hook | None:
         return None
+
+
+class _PruneWarm(_PruneFirst):
+    """Prunes the network after the first epochs, trained dense, and trains on from there."""
+
+    def __init__(self, method: str, config: TrainConfig, seed: int) -> None:
+        super().__init__(method, config, seed)
+        left = config.epochs - config.warm_epochs
+        self.stages = (
+            Stage("dense", config.warm_epochs, is_anchor=True),
+            Stage("pruned", left, "continue"),
+        )
+
+    def masks(self, stage: int, start: StageStart) -> MaskSet:
+        return all_weights(start.model) if stage == 0 else super().masks(stage, start)

@@ -10,6 +10,7 @@ import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from torch import Tensor, nn
@@ -46,12 +47,15 @@ class Stage:
             continue it. ``"continue"``: all as it is. ``"rewind"``: weights, optimizer and learning
             rate as they were at the end of the latest stage that is kept.
         keeps: Later stages rewind to the end of this one.
+        is_anchor: The coordinate before training under the run's masks is that of the weights at
+            the end of this stage, in place of the initial ones.
     """
 
     title: str
     epochs: int
     start: Literal["fresh", "continue", "rewind"] = "fresh"
     keeps: bool = False
+    is_anchor: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,12 +68,15 @@ class StageStart:
         masks: As the stage before left them; None in the first stage.
         data: Batches for methods that look at data.
         note: Say how far it is, in a few words.
+        search: File for a long search, to go on from after a kill; the driver removes it when the
+            run's checkpoint has the masks.
     """
 
     model: nn.Module
     masks: MaskSet | None
     data: Iterable[tuple[Tensor, Tensor]]
     note: Callable[[str], None]
+    search: Path
 
 
 class Hook(Protocol):
@@ -248,10 +255,10 @@ class _EarlyPruning(_HookFirst):
     """Prunes in the first epochs by what happens in them, and trains on."""
 
     def __init__(
-        self, config: TrainConfig, seed: int, *, method: Callable[..., Hook], epochs: int
+        self, config: TrainConfig, seed: int, *, method: Callable[..., Hook], parts: int = 1
     ) -> None:
         self.method, self.sparsity, self.seed = method, config.sparsity, seed
-        first = min(epochs, config.epochs)
+        first = min(parts * config.early_epochs, config.epochs)
         self.stages = (
             Stage("first epochs", first),
             Stage("pruned", config.epochs - first, "continue"),
@@ -265,7 +272,7 @@ class _EarlyPruning(_HookFirst):
 
 
 def _dissipating(model: nn.Module, _seed: int, **options: Any) -> Hook:
-    return DissipatingGradients(model, **options)
+    return DissipatingGradients(model, scope="erk", **options)
 
 
 def _kstarts(model: nn.Module, seed: int, **options: Any) -> Hook:
@@ -273,7 +280,7 @@ def _kstarts(model: nn.Module, seed: int, **options: Any) -> Hook:
 
 
 def _dissipating_kstarts(model: nn.Module, seed: int, **options: Any) -> Hook:
-    return DissipatingKStarts(model, seed=seed, **options)
+    return DissipatingKStarts(model, seed=seed, scope="erk", **options)
 
 
 PROCEDURES: Mapping[str, Callable[[TrainConfig, int], Procedure]] = {
@@ -283,8 +290,8 @@ PROCEDURES: Mapping[str, Callable[[TrainConfig, int], Procedure]] = {
     "imp:lr": functools.partial(_LotteryTickets, rewind_weights=False),
     "probmask": functools.partial(_LearnedMasks, estimator="relaxed"),
     "probmask:vr_pge": functools.partial(_LearnedMasks, estimator="vr_pge"),
-    "kstarts": functools.partial(_EarlyPruning, method=_kstarts, epochs=2),
-    "dissipating": functools.partial(_EarlyPruning, method=_dissipating, epochs=2),
-    "dissipating:kstarts": functools.partial(_EarlyPruning, method=_dissipating_kstarts, epochs=4),
+    "kstarts": functools.partial(_EarlyPruning, method=_kstarts),
+    "dissipating": functools.partial(_EarlyPruning, method=_dissipating),
+    "dissipating:kstarts": functools.partial(_EarlyPruning, method=_dissipating_kstarts, parts=2),
 }
 """Name of each method that prunes in the course of training: made of the settings and a seed."""

@@ -7,11 +7,10 @@ from typing import Any
 from torch import nn
 
 from fullspectrum_ext.experiments.data import DATASETS, FirstPass, load_data
-from fullspectrum_ext.experiments.methods import check_method, make_masks, split_ablation
+from fullspectrum_ext.experiments.methods import make_masks, parse_method
 from fullspectrum_ext.experiments.models import build_model, check_model
 from fullspectrum_ext.experiments.models.imported import check_fit, import_function
 from fullspectrum_ext.experiments.models.layers import Shape
-from fullspectrum_ext.experiments.procedures import PROCEDURES
 from fullspectrum_ext.experiments.state import read_state
 from fullspectrum_ext.masks import MaskSet
 from fullspectrum_ext.pruning.audit import REINITIALISED, audit
@@ -37,7 +36,7 @@ def prune_by_name(
     Args:
         model: Key of ``MODELS``, or ``package.module:function`` that returns a module.
         method: A pruning method that needs no training, or ``pags:BASE``; perhaps with
-            ``:shuffled``, ``:randomised`` or ``:inverted`` after it.
+            ``:drift`` (of pags), then ``:shuffled``, ``:randomised`` or ``:inverted`` after it.
         sparsity: Fraction to remove. Give this or ``density``.
         density: Fraction to keep.
         data: Key of ``DATASETS`` (its training part is looked at), ``none``, or
@@ -56,14 +55,15 @@ def prune_by_name(
         ValueError: If model and data do not fit, anything is missing, or the method trains or makes
             no masks of its own.
     """
-    check_method(method)
-    method, ablation = split_ablation(method)
-    if method in PROCEDURES:
+    name = parse_method(method)
+    if name.trains:
         raise ValueError(
             f"method: {method} prunes in the course of training: `fullspectrum train` runs it"
         )
-    if ablation == REINITIALISED:
-        raise ValueError(f"method: {ablation} weights leave the masks as they are; got {method!r}")
+    if name.ablation == REINITIALISED:
+        raise ValueError(
+            f"method: {name.ablation} weights leave the masks as they are; got {method!r}"
+        )
     shape, classes = _DIGITS
     batches: Any = None
     dataset = None
@@ -91,7 +91,7 @@ def prune_by_name(
         seed=seed,
         progress=progress,
     )
-    return audit(network, masks, ablation, seed=seed).masks if ablation else masks
+    return audit(network, masks, name.ablation, seed=seed).masks if name.ablation else masks
 
 
 def _load_weights(network: nn.Module, file: Path) -> None:

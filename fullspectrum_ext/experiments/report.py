@@ -52,10 +52,10 @@ def results_table(results: Figures) -> Table:
     ):
         table.add_column(header, justify="right", no_wrap=True)
     for method, runs in _by_method(results["runs"]).items():
-        first = runs[0]
+        sparsity, kept = (statistics.mean(run[key] for run in runs) for key in ("sparsity", "kept"))
         table.add_row(
             method,
-            f"{first['sparsity']:.4f}\n{first['kept']} / {first['total']}",
+            f"{sparsity:.4f}\n{kept:.0f} / {runs[0]['total']}",  # only pags:BASE:drift varies it
             "\n".join(_spread([100 * run[key] for run in runs]) for key in shares),
             "\n".join(_spread([run[key] for run in runs]) for key in ("norm_before", "norm_after")),
             _spread([run["anchor_distance"] for run in runs]),

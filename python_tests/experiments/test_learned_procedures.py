@@ -44,6 +44,15 @@ def test_epochs_are_those_of_all_stages(uninterrupted):
     assert densities["dissipating:kstarts"][-1] == pytest.approx(0.3)
 
 
+def test_the_first_epochs_in_which_masks_compete_can_be_more_or_fewer(tmp_path):
+    methods = ("kstarts", "dissipating:kstarts")
+    config = dataclasses.replace(CONFIG, methods=methods, early_epochs=1)
+    train(config, RunFolder(tmp_path))
+    records = outcome(tmp_path)["records"]
+    pruned = [r["epoch"] for r in records if r["density"] == pytest.approx(0.3)]
+    assert pruned == [1, 2, 3, 2, 3]
+
+
 @pytest.mark.parametrize("moment", [2, 3, 5, 9, 13, 16])
 def test_a_killed_job_ends_as_an_uninterrupted_one(uninterrupted, tmp_path, moment):
     train_killed(CONFIG, RunFolder(tmp_path / "run"), moment, after=False)

@@ -7,7 +7,8 @@ import pytest
 import torch
 from jobs import SMALL, outcome, train_killed
 
-from fullspectrum_ext.experiments import RunFolder, TrainConfig, methods, suite, train
+from fullspectrum_ext.experiments import RunFolder, TrainConfig, suite, train
+from fullspectrum_ext.experiments.methods import MethodName, parse_method
 from fullspectrum_ext.experiments.procedures import Stage, schedule_epochs
 from fullspectrum_ext.experiments.pruning import prune_by_name
 from fullspectrum_ext.masks import MaskSet
@@ -141,6 +142,12 @@ def test_ablations_break_what_they_say_and_keep_the_layers_counts(tmp_path):
         ("dense:inverted", "method: expected a method that prunes before training"),
         ("snip:shaken", "method: only pags samples around a base"),
         ("imp:snip", "method: "),
+        ("imp:warm", "method: expected a method that prunes before training, to be warm"),
+        ("dense:warm", "method: expected a method that prunes before training, to be warm"),
+        ("snip:drift", "method: only the layers of pags can drift, got 'snip:drift'"),
+        ("gmp:drift", "method: only the layers of pags can drift"),
+        ("pags:snip:warm:drift", r"expected \[pags:\]BASE\[:drift\]\[:warm\]\[:ablation\]"),
+        ("snip:shuffled:warm", "method: only pags samples around a base"),
     ],
 )
 def test_methods_that_make_no_sense_are_refused(method, words):
@@ -149,8 +156,8 @@ def test_methods_that_make_no_sense_are_refused(method, words):
 
 
 def test_pags_around_random_is_no_ablation():
-    assert methods.split_ablation("pags:random") == ("pags:random", "")
-    assert methods.split_ablation("pags:random:shuffled") == ("pags:random", "shuffled")
+    assert parse_method("pags:random") == MethodName("pags", "random")
+    assert parse_method("pags:random:shuffled") == MethodName("pags", "random", ablation="shuffled")
 
 
 def test_pruning_by_name_takes_ablated_masks_and_no_method_that_trains():
