@@ -145,7 +145,9 @@ class TrainConfig:
         _check_device(self.device)
 
     def resolved(self) -> "TrainConfig":
-        """The same settings with the number of threads that 0 stands for on this machine."""
+        """The same settings, if their device is here, with the threads that 0 stands for here."""
+        if torch.device(self.device).type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"device: {self.device!r} asked for, but torch finds no CUDA device")
         return dataclasses.replace(self, threads=self.threads or torch.get_num_threads())
 
     def digest(self) -> str:
@@ -267,8 +269,6 @@ def _check_device(device: str) -> None:
         raise ValueError(f"device: expected cpu or cuda, got {device!r}") from error
     if kind not in {"cpu", "cuda"}:
         raise ValueError(f"device: expected cpu or cuda, got {device!r}")
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device: {device!r} asked for, but torch finds no CUDA device")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
