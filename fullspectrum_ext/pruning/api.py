@@ -94,10 +94,13 @@ def prune(
     )
     with _own_random_state(seed, weights.values()), torch.inference_mode(False):
         result = registered.function(context, **options)
+    unscored: list[str] = []
     if not isinstance(result, MaskSet):
-        result = MaskSet(select(check_scores(method, result, weights), density, scope))
+        scores = check_scores(method, result, weights)
+        unscored = [name for name, score in scores.items() if not bool(score.any())]
+        result = MaskSet(select(scores, density, scope))
     if not allow_collapse:
-        refuse_collapse(result)
+        refuse_collapse(result, unscored)
     made_by = {"method": method, "density": density, "scope": scope, "seed": seed}
     recorded = {name: value for name, value in options.items() if name not in _NOT_RECORDED}
     result.meta = {**made_by, "options": recorded, **result.meta}
