@@ -20,7 +20,8 @@ from fullspectrum_ext.experiments.report import Study, read_study, write_report
 from fullspectrum_ext.experiments.report.content import Finding, Page, Table
 from fullspectrum_ext.experiments.report.names import has_larger_norm, rivals
 from fullspectrum_ext.experiments.report.page import make_page
-from fullspectrum_ext.experiments.report.prediction import sample, verdict
+from fullspectrum_ext.experiments.report.prediction import verdict
+from fullspectrum_ext.experiments.report.sample import DENSITY, LAYERS, sample
 from fullspectrum_ext.experiments.report.significance import compare
 from fullspectrum_ext.experiments.report.study import sort_runs
 from fullspectrum_ext.experiments.runs_file import write_runs
@@ -340,11 +341,31 @@ def test_a_correlation_through_density_alone_is_called_that():
     found = sample(study_of(runs).panels[0].runs, "anchor_distance")
 
     assert found.correlate().coefficient > 0.9
-    assert abs(found.correlate(at_equal_density=True).coefficient) < 0.2
+    assert abs(found.correlate(DENSITY).coefficient) < 0.2
     words = verdict("Anchor distance", found)
     assert "no evidence that it says anything of accuracy" in words
     assert "what is seen without the control, r = +0.9" in words
     assert words.endswith("is the density's.")
+
+
+def test_a_correlation_through_the_layers_densities_is_called_that():
+    # The first layer's density decides both; what is left of them is orthogonal.
+    runs = []
+    for number in range(24):
+        for seed in range(2):
+            first = 0.02 * (number + 1)
+            x, y = (-1) ** number * 0.01, (-1) ** (number // 2) * 0.001
+            layers = {"a": first, "b": 0.6 - first}
+            accuracy = 0.5 + 0.05 * math.log(first) + y
+            figures = {"anchor_distance": math.log(first) + x, "layer_densities": layers}
+            runs.append(fake_run(f"m{number}", seed, 0.9, accuracy + seed / 1000, **figures))
+
+    found = sample(study_of(runs).panels[0].runs, "anchor_distance")
+
+    assert found.correlate(DENSITY).low > 0.95
+    assert abs(found.correlate(LAYERS).coefficient) < 0.15
+    assert "at equal layer densities" in verdict("Anchor distance", found)
+    assert "no evidence" in verdict("Anchor distance", found)
 
 
 def test_a_correlation_at_equal_density_is_called_that():
@@ -396,6 +417,14 @@ def test_whatever_the_runs_are_there_is_a_page(runs, tmp_path):
     }  # fmt: skip
     for name in ("report.html", "report.md"):
         assert not re.search(r"\bnan\b", (tmp_path / name).read_text())
+
+
+def test_the_layers_densities_are_accounted_for_where_they_are_known(written):
+    text = (written / "report.md").read_text()
+
+    known, unknown = re.findall(r"\| measure \| runs \| n \|.*", text)
+    assert "Pearson at equal layer densities" in known
+    assert "layer" not in unknown
 
 
 def test_the_support_of_a_teacher_is_shown(written):

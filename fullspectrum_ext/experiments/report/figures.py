@@ -187,33 +187,26 @@ def draw_ways(panel: Panel) -> str:
 
 @dataclass(frozen=True)
 class Cloud:
-    """Points of one panel of a scatter: a measure against accuracy.
+    """Points of one column of a scatter: a measure against accuracy.
 
     Attributes:
         title: Of the measure.
-        x: The measure.
-        y: Accuracy.
-        left_x: What is left of the measure at equal density.
-        left_y: What is left of the accuracy.
+        points: What each control leaves of measure and accuracy, by its name.
         sparsities: Of the runs.
     """
 
     title: str
-    x: Sequence[float]
-    y: Sequence[float]
-    left_x: Sequence[float]
-    left_y: Sequence[float]
+    points: Mapping[str, tuple[Sequence[float], Sequence[float]]]
     sparsities: Sequence[float]
 
 
 def draw_clouds(panel: Panel, clouds: Sequence[Cloud]) -> str:
-    """Draw measures against accuracy: as they are, and what is left at equal density."""
+    """Draw measures against accuracy: as they are, and what each control leaves."""
     levels = {s: number for number, s in enumerate(panel.sparsities)}
 
     def draw(figure: Any, axes: Any) -> None:
         for column, cloud in enumerate(clouds):
-            points = ((cloud.x, cloud.y), (cloud.left_x, cloud.left_y))
-            for row, (x, y) in enumerate(points):
+            for row, (control, (x, y)) in enumerate(cloud.points.items()):
                 axis = axes[row, column]
                 for sparsity, level in levels.items():
                     at = [i for i, other in enumerate(cloud.sparsities) if other == sparsity]
@@ -223,18 +216,18 @@ def draw_clouds(panel: Panel, clouds: Sequence[Cloud]) -> str:
                         marker=_MARKERS[level % len(_MARKERS)], markersize=3.2, alpha=0.65,
                         markeredgewidth=0, label=percent(sparsity),
                     )  # fmt: skip
+                if not column:
+                    axis.set(ylabel=f"residual {control}, %" if row else "test accuracy, %")
                 if row:
                     axis.axhline(0, color=FAINT, linewidth=1.6, zorder=0.9)
                     axis.axvline(0, color=FAINT, linewidth=1.6, zorder=0.9)
             axes[0, column].set(title=cloud.title)
-            axes[1, column].set(xlabel=f"{cloud.title}, residual")
-        axes[0, 0].set(ylabel="test accuracy, %")
-        axes[1, 0].set(ylabel="residual at equal density, %")
+            axes[-1, column].set(xlabel=f"{cloud.title}, residual")
         _legend(figure, axes[0, 0], title="sparsity")
 
-    return drawing(
-        f"prediction-{panel.key}", draw, width=_WIDTH, height=5.4, rows=2, columns=len(clouds)
-    )
+    rows, columns = len(clouds[0].points), len(clouds)
+    name = f"prediction-{panel.key}"
+    return drawing(name, draw, width=_WIDTH, height=2.7 * rows, rows=rows, columns=columns)
 
 
 def _panels(name: str, draw: Any, count: int, *, columns: int, height: float) -> str:
