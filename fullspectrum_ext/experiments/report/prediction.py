@@ -16,7 +16,7 @@ from fullspectrum_ext.experiments.report.content import (
 )
 from fullspectrum_ext.experiments.report.figures import Cloud, draw_clouds, percent
 from fullspectrum_ext.experiments.report.names import DENSE
-from fullspectrum_ext.experiments.report.sample import Sample, pairs, sample
+from fullspectrum_ext.experiments.report.sample import AS_IT_IS, Sample, pairs, sample
 from fullspectrum_ext.experiments.report.statistics import Association
 from fullspectrum_ext.experiments.report.study import Panel, Run, Study
 from fullspectrum_ext.experiments.report.words import (
@@ -39,19 +39,19 @@ _METHOD = (
     "Does a measure of the coordinate say more of a network's accuracy than its density? Each "
     "correlation is given as it is and with density accounted for (partial correlation). At equal "
     "density: a constant for each sparsity and the density that came are regressed out of both "
-    "variables. At equal layer densities, where the records hold them: the principal components of "
+    "variables. At equal layer densities, where records hold them: the principal components of "
     "their logarithms too, those of 99 % of what varies, at most four. For how a method spreads "
     "its weights over the layers is known to explain much of such correlations (Cunegatti et al., "
-    "TMLR 2024). The rows called PAGS less its base are free of it by construction: differences between "
-    "runs of the same seed that have as many weights in every layer. Runs without pruning are left "
-    "out."
+    "TMLR 2024). The rows called PAGS less its base are free of it by construction: differences "
+    "between runs of the same seed that have as many weights in every layer. Runs without pruning "
+    "are left out."
 )
 _RULE = (
     "In brackets: 95 % intervals by Fisher's z, for ranks by Bonett and Wright. They are those of "
     "independent observations, which seeds of one method are not; so the sentences above go by "
     "Pearson's r over all runs and over the means over seeds alike, with the strictest control "
-    "that there is. No evidence: one of the two intervals holds 0. Else weakly, moderately, strongly: "
-    "the weaker r is below 0.3, below 0.6, or not."
+    "that there is. No evidence: one of the two intervals holds 0. Else weakly, moderately, "
+    "strongly: the weaker r is below 0.3, below 0.6, or not."
 )
 
 
@@ -137,13 +137,19 @@ def verdict(title: str, found: Sample, noun: str = "run") -> str:
     Returns:
         One sentence.
     """
-    control = found.strictest
-    equal, means = found.correlate(control), found.means().correlate(control)
+    strictest = found.strictest
+    everything = {control: found.correlate(control) for control in found.controls}
+    raw, equal, means = (
+        everything[AS_IT_IS],
+        everything[strictest],
+        found.means().correlate(strictest),
+    )
     if math.isnan(equal.coefficient):
         return f"{title} against accuracy: too few {noun}s, or all alike, to say anything."
-    start = f"{title} {control}: {_words(equal)} over {many(equal.n, noun)}"
+    steps = (f"{_words(r)} {control or 'as it is'}" for control, r in everything.items())
+    start = f"{title}: r = {', '.join(steps)} over {many(equal.n, noun)}"
     if found.has_seeds and not math.isnan(means.coefficient):
-        start += f", {_words(means)} over the {means.n} means over seeds"
+        start += f", there {_words(means)} over the {means.n} means over seeds"
     if math.isnan(means.low):
         return f"{start}: too few methods and sparsities to say anything."
     few = " (they are few)" if means.n < _FEW else ""
@@ -152,15 +158,13 @@ def verdict(title: str, found: Sample, noun: str = "run") -> str:
         strength = next(word for most, word in _STRENGTHS if weaker < most)
         higher = "higher" if _sign(equal) > 0 else "lower"
         return f"{start}{few}: larger ones go with {higher} accuracy, {strength}."
-    raw = found.correlate()
-    end = ""
-    if _sign(raw) and not _sign(equal):
-        end = f"; what is seen without the control, {_words(raw)}, is the density's"
+    is_density = _sign(raw) and not _sign(equal)
+    end = "; what is seen without the control is the density's" if is_density else ""
     return f"{start}{few}: no evidence that it says anything of accuracy{end}."
 
 
 def _words(found: Association) -> str:
-    return f"r = {signed(found.coefficient)} {interval(found.low, found.high)}".rstrip()
+    return f"{signed(found.coefficient)} {interval(found.low, found.high)}".rstrip()
 
 
 def _sign(found: Association) -> int:
