@@ -43,6 +43,7 @@ from fullspectrum_ext.experiments.sweep_view import (
     SweepProgress,
     failures_table,
     plan_table,
+    sweep_line,
     sweep_table,
 )
 from fullspectrum_ext.pruning import methods
@@ -237,28 +238,27 @@ def sweep(
         raise ValueError(f"--jobs: expected at least 0, got {jobs}")
     wanted = load_plan(plan)
     task = Sweep(wanted, out / (name or wanted.name), shard=parse_shard(shard))
-    console = Console()
     if not fresh:
         task.check()
-    todo = len(task.runs) if fresh else sum(task.status(c) != "finished" for c in task.runs)
-    console.print(
-        f"{task.path}: {len(task.runs)} runs, {len(task.runs) - todo} finished",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
+    todo = sum(fresh or task.status(config) != "finished" for config in task.runs)
+    console = Console()
+    console.print(sweep_line(task, todo), markup=False, highlight=False, soft_wrap=True)
     if show:
         console.print(plan_table(task))
         return
+    jobs = min(jobs or default_jobs(wanted), max(todo, 1))
     progress = SweepProgress(console, todo)
     try:
         with progress.bars:
-            jobs = min(jobs or default_jobs(wanted), max(todo, 1))
             outcomes = task.run(jobs, fresh=fresh, report=progress.end_run)
     except KeyboardInterrupt:
         console.print("Interrupted; the same command goes on from here.")
         raise typer.Exit(130) from None
-    console.print(sweep_table(task.gather(), wanted.title))
+    finished = task.gather()
+    console.print(sweep_table(finished, wanted.title))
+    absent = len(wanted.runs) - len(finished)
+    if absent:
+        console.print(f"{absent} of the plan's {len(wanted.runs)} runs are not finished.")
     if any(outcome.status == "failed" for outcome in outcomes):
         console.print(failures_table(outcomes))
         raise typer.Exit(1)
