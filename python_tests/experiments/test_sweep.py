@@ -183,6 +183,8 @@ def test_a_run_that_fails_stops_no_other_and_is_tried_again(tmp_path, monkeypatc
 
     assert [o.status for o in ended] == ["failed", "finished", "failed", "finished"]
     assert [task.status(c) for c in plan.runs] == ["failed", "finished", "failed", "finished"]
+    assert task.is_failed(ended)
+    assert not task.is_failed(ended[1:2])
     assert task.folder(bad).error.read_text() == "fc1.weight: collapsed\n"
     text = task.folder(worse).error.read_text()
     assert text.startswith("Traceback")
@@ -191,6 +193,20 @@ def test_a_run_that_fails_stops_no_other_and_is_tried_again(tmp_path, monkeypatc
     assert [o.status for o in task.run(1)] == ["finished", "finished"]
     assert not list(task.path.rglob("error.txt"))
     assert len(read_runs(task.path)) == 4
+
+
+def test_under_torchrun_a_failure_is_said_once_no_other_process_is_at_work(tmp_path, monkeypatch):
+    plan = plan_of(tmp_path)
+    first, second = (Sweep(plan, tmp_path / "sweep", shard=(i, 2)) for i in (1, 2))
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    with monkeypatch.context() as patch:
+        patch.setattr(workers, "train", lambda *_, **__: 1 / 0)
+        ended = first.run(1)
+
+    assert [outcome.status for outcome in ended] == ["failed", "failed"]
+    assert not first.is_failed(ended)
+    assert second.is_failed(second.run(1))
+    assert not first.is_failed(first.run(1))
 
 
 def test_a_plan_may_grow_and_shrink_and_what_is_finished_stays(whole, tmp_path, monkeypatch):
