@@ -31,6 +31,7 @@ class RunFolder:
         self.error = self.path / "error.txt"
         self._checkpoints = self.path / "checkpoints"
         self._masks = self.path / "masks"
+        self._traces = self.path / "traces"
         self._backends = self.path / "backends"
         self._tensorboard = self.path / "tensorboard"
         self._lock = self.path / ".lock"
@@ -38,6 +39,14 @@ class RunFolder:
     def checkpoint(self, method: str, seed: int) -> Path:
         """File of a run's checkpoint."""
         return self._checkpoints / f"{_file_name(method)}-{seed}.pt"
+
+    def search(self, method: str, seed: int, stage: int | None = None) -> Path:
+        """File that a search for a stage's masks goes on from, while there is one."""
+        return self._checkpoints / f"{_file_name(method)}-{seed}{_suffix(stage)}.search.safetensors"
+
+    def trace(self, method: str, seed: int) -> Path:
+        """File that says what a run of pags accepted, and when."""
+        return self._traces / f"{_file_name(method)}-{seed}.json"
 
     def masks(self, method: str, seed: int, stage: int | None = None) -> Path:
         """File of a run's masks: of its last stage, or of an earlier one, from 0."""
@@ -116,9 +125,8 @@ class RunFolder:
         shutil.rmtree(self._checkpoints, ignore_errors=True)
         for file in (self.records, self.figure, self.error):
             file.unlink(missing_ok=True)
-        shutil.rmtree(self._masks, ignore_errors=True)
-        shutil.rmtree(self._backends, ignore_errors=True)
-        shutil.rmtree(self._tensorboard, ignore_errors=True)
+        for part in (self._masks, self._traces, self._backends, self._tensorboard):
+            shutil.rmtree(part, ignore_errors=True)
         self.config.unlink(missing_ok=True)
 
 

@@ -1,8 +1,10 @@
 """A job: every method with every seed, checkpointed, resumed, summed up."""
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -113,7 +115,7 @@ class _MethodRun:
         self.progress, self.threads = job.progress, job.threads
         self.method, self.seed = method, seed
         self.title = f"{method}, seed {seed}"
-        self.ablation = parse_method(method).ablation
+        self.ablation = parse_method(method).audit
         self.procedure = make_procedure(method, job.config, seed)
         self.stages = self.procedure.stages
         self.stage = 0
@@ -188,12 +190,14 @@ class _MethodRun:
             raise ValueError(f"{checkpoint}: does not fit the run: {error}") from error
 
     def _train_stage(self) -> None:
+        self._search_file().unlink(missing_ok=True)  # what it found is in the run's checkpoint
         title = self.stages[self.stage].title
         self.progress.note(f"{self.title}: {title}" if title else self.title)
         end = sum(stage.epochs for stage in self.stages[: self.stage + 1])
         self.run.logger = self._logger()
         while self.run.epoch < end:
-            record = self.run.train_epoch()
+            with self._named():
+                record = self.run.train_epoch()
             line = {"method": self.method, "seed": self.seed, **record}
             line |= {"density": self._masks_now().density, "threads": self.threads}
             append_record(self.folder.records, line)
@@ -201,6 +205,14 @@ class _MethodRun:
             self.progress.end_epoch()
         if self.run.logger is not None:
             self.run.logger.close()
+
+    @contextlib.contextmanager
+    def _named(self) -> Generator[None, None, None]:
+        """Say of an error which method and seed it is of: a job has many."""
+        try:
+            yield
+        except ValueError as error:
+            raise ValueError(f"{self.title}: {error}") from error
 
     # ---- parts of a stage ------------------------------------------------------------------------
 
@@ -227,13 +239,17 @@ class _MethodRun:
             before,
             data=FirstPass(self.dataset.train, self.config.batch_size, self.seed),
             note=lambda words: self.progress.note(f"{self.title}: {words}"),
+            search=self._search_file(),
         )
-        masks = self.procedure.masks(self.stage, start)
+        with self._named():
+            masks = self.procedure.masks(self.stage, start)
         if self.stages[self.stage].start == "rewind" and self.kept is not None:
             model.load_state_dict(self.kept["model"])
         if self.ablation and self._is_last():
             model, masks = audit(model, masks, self.ablation, seed=self.seed)
         self.pruning_seconds += time.perf_counter() - clock
+        if "pags" in masks.meta:
+            write_json(self.folder.trace(self.method, self.seed), masks.meta["pags"])
         path = self.folder.masks(self.method, self.seed, self._stage_in_names())
         masks.save(path)
         self.masks = MaskSet.load(path)  # as a resumed run has them, on the CPU
@@ -270,6 +286,9 @@ class _MethodRun:
 
     def _masks_now(self) -> MaskSet:
         return self.masks if self.run.hook is None else self.run.hook.masks
+
+    def _search_file(self) -> Path:
+        return self.folder.search(self.method, self.seed, self._stage_in_names())
 
     def _stage_in_names(self) -> int | None:
         """What the names of the stage's files hold; nothing for the last one, whose masks stay."""
