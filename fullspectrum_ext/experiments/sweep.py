@@ -3,7 +3,7 @@
 import contextlib
 import fcntl
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -107,6 +107,22 @@ class Sweep:
                 outcomes.append(outcome)
                 report(outcome)
         return outcomes
+
+    def is_failed(self, outcomes: Iterable[Outcome]) -> bool:
+        """Whether the command is to say by its exit code that a run failed.
+
+        torchrun ends all its processes when one of them says so. There, only a process that leaves
+        no run to the others says it, for all.
+
+        Args:
+            outcomes: What :meth:`run` returned.
+
+        Returns:
+            True if it is.
+        """
+        if "TORCHELASTIC_RUN_ID" not in os.environ:
+            return any(outcome.status == "failed" for outcome in outcomes)
+        return {self.status(run) for run in self.plan.runs} in ({"failed"}, {"failed", "finished"})
 
     def gather(self) -> list[dict[str, Any]]:
         """Write ``runs.jsonl``: a line for each run of the plan that is finished, whoever ran it.
