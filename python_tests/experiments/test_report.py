@@ -298,6 +298,16 @@ def test_accuracy_is_mean_and_deviation_and_says_where_seeds_are_missing():
     assert "Without an accuracy that is a number, and left out below: 1 run." in texts
 
 
+def test_dense_stands_beside_every_sparsity():
+    runs = [fake_run("snip", 0, sparsity) for sparsity in (0.9, 0.95)]
+    runs += [fake_run("dense", seed, 0.0, a) for seed, a in enumerate([0.97, 0.99])]
+
+    (table,) = tables(page_of(runs), "Accuracy against sparsity")
+
+    assert [column.title for column in table.columns] == ["method", "90\xa0%", "95\xa0%"]
+    assert [cell.text for cell in table.rows[1]] == ["dense", "98.00 ± 1.41", "98.00 ± 1.41"]
+
+
 def test_differences_are_paired_by_seed():
     base = [fake_run("snip", s, 0.95, a, norm_before=1.0) for s, a in enumerate([0.8, 0.7, 0.6])]
     pags = [

@@ -87,7 +87,7 @@ def draw_accuracy(panel: Panel) -> str:
                     color=look.color, marker=look.marker, linestyle=look.line, label=method,
                     markersize=4.5, linewidth=1.3, elinewidth=0.8, markeredgewidth=0,
                 )  # fmt: skip
-        dense = [v for s in panel.sparsities for v in panel.finite(DENSE, s, "test_accuracy")]
+        dense = panel.finite(DENSE, panel.sparsities[0], "test_accuracy")
         if dense:
             axis.axhline(statistics.fmean(dense), color=INK, linewidth=1, label=DENSE)
         axis.set_xticks(list(places.values()), [percent(s) for s in places])

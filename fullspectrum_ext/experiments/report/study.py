@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from fullspectrum_ext.experiments.plan import Published
+from fullspectrum_ext.experiments.report.names import DENSE
 
 Entry = Mapping[str, Any]
 # Settings by which runs of one comparison may differ: what is compared, where, and what is noted.
@@ -78,8 +79,14 @@ class Panel:
 
     @cached_property
     def sparsities(self) -> list[float]:
-        """Those asked for, rising."""
-        return sorted({run.sparsity for run in self.runs})
+        """Those asked for, rising; not one at which nothing but ``dense`` was run."""
+        pruned = {run.sparsity for run in self.runs if run.method != DENSE}
+        return sorted(pruned or {run.sparsity for run in self.runs})
+
+    @cached_property
+    def dense(self) -> list[Run]:
+        """Runs without pruning, whatever sparsity was asked for: one a seed."""
+        return list({run.seed: run for run in self.runs if run.method == DENSE}.values())
 
     @cached_property
     def _cells(self) -> dict[tuple[str, float], list[Run]]:
@@ -89,8 +96,8 @@ class Panel:
         return cells
 
     def cell(self, method: str, sparsity: float) -> list[Run]:
-        """The runs of a method at a sparsity: its seeds."""
-        return self._cells.get((method, sparsity), [])
+        """The runs of a method at a sparsity: its seeds. Those of ``dense`` stand everywhere."""
+        return self.dense if method == DENSE else self._cells.get((method, sparsity), [])
 
     def finite(self, method: str, sparsity: float, name: str) -> list[float]:
         """A figure of these runs (accuracy in percent), where it is a finite number."""
