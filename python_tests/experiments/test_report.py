@@ -250,6 +250,14 @@ def test_runs_with_other_settings_are_other_comparisons():
     assert panels[0].runs[0].accuracy == 90
 
 
+def test_a_run_that_belongs_nowhere_is_refused():
+    run = fake_run()
+    del run["config"]["sparsity"]
+
+    with pytest.raises(ValueError, match="run 2: expected sparsity in its config"):
+        sort_runs([fake_run(), run])
+
+
 def test_files_of_two_comparisons_never_have_one_name():
     panels, _ = sort_runs([fake_run(model="a:b"), fake_run(model="a.b")])
 

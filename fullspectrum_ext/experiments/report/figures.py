@@ -16,8 +16,18 @@ _COLOURS = (
     "#2f7fd6", "#e07a1f", "#2f9e5f", "#d34a55", "#8d6cd0", "#a5754f",
     "#d465a6", "#17a2b8", "#a59a12", "#7f8c8d", "#5a6fd8", "#00917c",
 )  # fmt: skip
-_PLAIN = "o*dh"  # markers of a family's own method, one for each turn of the colours
-_VARIANTS = (("o", "-"), ("^", "--"), ("s", ":"), ("D", "-."), ("v", "--"), ("P", ":"), ("X", "-."))
+# Of a family's own method: one for each turn of the colours.
+_PLAIN: tuple[tuple[str, Any], ...] = (("o", "-"), ("*", (0, (7, 1.5))), ("d", (0, (4, 1, 1, 1))))
+# Of what is derived from it.
+_VARIANTS: tuple[tuple[str, Any], ...] = (
+    ("o", "-"),
+    ("^", "--"),
+    ("s", ":"),
+    ("D", "-."),
+    ("v", "--"),
+    ("P", ":"),
+    ("X", "-."),
+)
 _LEVELS = ("#3f6fb5", "#2a9aa0", "#58b368", "#c2a321", "#e0792b", "#d14b6b")  # of sparsity
 _MARKERS = "o^sDvPX"
 _MOST_STEPS = 150  # of a trajectory: more cannot be seen
@@ -29,7 +39,7 @@ class Style:
 
     color: str
     marker: str
-    line: str
+    line: Any
 
 
 def styles(methods: Sequence[str]) -> dict[str, Style]:
@@ -52,7 +62,7 @@ def styles(methods: Sequence[str]) -> dict[str, Style]:
         marker, line = _VARIANTS[variants.index(name.variant) % len(_VARIANTS)]
         turn, place = divmod(families.index(name.family), len(_COLOURS))
         if not name.variant:
-            marker = _PLAIN[turn % len(_PLAIN)]
+            marker, line = _PLAIN[turn % len(_PLAIN)]
         found[method] = Style(_COLOURS[place], marker, line)
     return found
 

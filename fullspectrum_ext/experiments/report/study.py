@@ -15,6 +15,7 @@ from fullspectrum_ext.experiments.report.names import DENSE
 Entry = Mapping[str, Any]
 # Settings by which runs of one comparison may differ: what is compared, where, and what is noted.
 _COMPARED = {"methods", "seeds", "sparsity", "data", "model"}
+_NEEDED = {"config": ("data", "model", "sparsity"), "run": ("method", "seed")}
 _INCIDENTAL = {"data_path", "device", "threads", "backend", "coordinate_every", "tensorboard"}
 
 
@@ -152,10 +153,17 @@ def sort_runs(entries: Iterable[Entry]) -> tuple[list[Panel], int]:
 
     Returns:
         The panels, and how many runs came again.
+
+    Raises:
+        ValueError: If a run lacks what says where it belongs.
     """
     groups: dict[tuple[str, str], dict[tuple[Any, ...], list[Run]]] = {}
     seen, repeated = set(), 0
-    for entry in entries:
+    for number, entry in enumerate(entries, start=1):
+        for part, names in _NEEDED.items():
+            for name in names:
+                if name not in entry[part]:
+                    raise ValueError(f"run {number}: expected {name} in its {part}, there is none")
         run = Run(entry["config"], entry["environment"], entry["run"], entry["history"])
         place = (run.method, run.sparsity, run.seed)
         group = (str(run.config["model"]), str(run.config["data"]))
