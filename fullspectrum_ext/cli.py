@@ -265,6 +265,8 @@ def sweep(
         console.print(sweep_table(finished, wanted.title))
     if absent:
         console.print(f"{absent} of the plan's {len(wanted.runs)} runs are not finished.")
+    else:
+        console.print(f"For more: fullspectrum report {escape(str(task.path))}", soft_wrap=True)
     if any(outcome.status == "failed" for outcome in outcomes):
         console.print(failures_table(outcomes))
     if task.is_failed(outcomes):

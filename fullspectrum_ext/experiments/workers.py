@@ -89,8 +89,10 @@ def _run(task: Task, load: Load) -> Outcome:
     except FolderInUseError:
         return Outcome(task.config, "busy")
     except Exception as error:  # the sweep goes on, whatever stops one of its runs
-        is_known = isinstance(error, ValueError | TypeError | OSError)
-        return _failed(task, str(error) if is_known else traceback.format_exc().strip())
+        if not isinstance(error, ValueError | TypeError | OSError):
+            return _failed(task, traceback.format_exc().strip())
+        title = f"{task.config.methods[0]}, seed {task.config.seeds[0]}: "
+        return _failed(task, str(error).removeprefix(title))  # as the folder is called
     accuracy = results["runs"][0]["test_accuracy"]
     return Outcome(task.config, "finished", accuracy=accuracy, seconds=time.perf_counter() - begun)
 

@@ -305,6 +305,20 @@ def test_shards_that_are_none_are_refused(text):
         parse_shard(text)
 
 
+def test_threads_that_the_machine_decides_are_those_of_its_runs(tmp_path, monkeypatch):
+    plan = plan_of(tmp_path, SMALL.replace("[0.9, 0.98]", "[0.9]") + "threads = 0\n")
+    monkeypatch.setattr("torch.get_num_threads", lambda: 2)
+    task = Sweep(plan, tmp_path / "sweep", shard=(1, 2))
+    task.run(1)
+
+    monkeypatch.setattr("torch.get_num_threads", lambda: 1)
+    Sweep(plan, tmp_path / "sweep", shard=(2, 2)).run(1)
+
+    assert [entry["config"]["threads"] for entry in read_runs(task.path)] == [2, 1]
+    with pytest.raises(ValueError, match=r"other settings \(threads = 2, not 1\)"):
+        task.run(1)
+
+
 def test_as_many_jobs_as_there_are_cpus_for_their_threads(tmp_path, monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(12)), raising=False)
     plan = plan_of(tmp_path, "[[grid]]\nthreads = 2\n[[grid]]\nseeds = [9]\n")
