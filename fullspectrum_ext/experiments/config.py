@@ -82,6 +82,11 @@ class TrainConfig:
         "Methods with :warm: dense epochs before the network is pruned, of all its epochs. At "
         "batch size 100 an epoch of CIFAR-10 is the 500 iterations of PAGS's authors.",
     )
+    early_epochs: int = _setting(
+        2,
+        "kstarts, dissipating: the first epochs, in which they prune; dissipating:kstarts prunes "
+        "in twice as many. Where an epoch has few steps, take more.",
+    )
     batch_size: int = _setting(64, "Samples in a step.")
     optimizer: str = _setting("adamw", f"One of {', '.join(OPTIMIZERS)} (sgd has momentum 0.9).")
     learning_rate: float = _setting(3e-3, "At the start; falls to zero along a cosine.")
@@ -104,17 +109,17 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name, kind in get_type_hints(type(self)).items():
-            object.__setattr__(self, name, _of_kind(name, getattr(self, name), kind))
+            object.__setattr__(self, name, of_kind(name, getattr(self, name), kind))
         _check_choice("data", self.data, DATASETS)
         if not is_import_path(self.model):
             _check_choice("model", self.model, MODELS)
         check_model(self.model, DATASETS[self.data].kind)
         _check_choice("optimizer", self.optimizer, OPTIMIZERS)
         _check_choice("backend", self.backend, BACKENDS)
-        _check_list("methods", self.methods)
-        _check_list("seeds", self.seeds)
+        check_list("methods", self.methods)
+        check_list("seeds", self.seeds)
         names = {method: parse_method(method) for method in self.methods}
-        at_least_one = ("candidates", "epochs", "warm_epochs", "batch_size")
+        at_least_one = ("candidates", "epochs", "warm_epochs", "early_epochs", "batch_size")
         for name in (*at_least_one, "coordinate_every", "rewind_epoch", "threads"):
             least = int(name in at_least_one)
             if getattr(self, name) < least:
@@ -141,7 +146,9 @@ class TrainConfig:
         _check_device(self.device)
 
     def resolved(self) -> "TrainConfig":
-        """The same settings with the number of threads that 0 stands for on this machine."""
+        """The same settings, if their device is here, with the threads that 0 stands for here."""
+        if torch.device(self.device).type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"device: {self.device!r} asked for, but torch finds no CUDA device")
         return dataclasses.replace(self, threads=self.threads or torch.get_num_threads())
 
     def digest(self) -> str:
@@ -172,11 +179,11 @@ def load_config(file: Path | None = None, **flags: Any) -> TrainConfig:
     """
     values: dict[str, Any] = {}
     if file is not None:
-        values = _read_toml(file)
+        values = parse_toml(Path(file).read_bytes(), str(file))
         known = [field.name for field in dataclasses.fields(TrainConfig)]
         for key in values:
             if key not in known:
-                raise ValueError(f"{file}: unknown key {key!r}{_nearest(key, known)}")
+                raise ValueError(f"{file}: unknown key {key!r}{nearest(key, known)}")
     given = {key: value for key, value in flags.items() if value is not None}
     if file is None:
         return TrainConfig(**given)
@@ -218,19 +225,20 @@ def _toml_value(value: object) -> str:
     raise TypeError(f"expected text, a number, a truth value or a list, got {value!r}")
 
 
-def _read_toml(file: Path) -> dict[str, Any]:
+def parse_toml(content: bytes, file: str) -> dict[str, Any]:
+    """Read the content of a TOML file; a ValueError names the file where it is none."""
     try:
-        return tomllib.loads(Path(file).read_text(encoding="utf-8"))
+        return tomllib.loads(content.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{file}: expected a TOML file: {error}") from error
 
 
-def _of_kind(name: str, value: Any, kind: Any) -> Any:
-    """The value as the field's type has it: an int may stand for a float, a list for a tuple."""
+def of_kind(name: str, value: Any, kind: Any) -> Any:
+    """Return the value as its type has it: an int may stand for a float, a list for a tuple."""
     if get_origin(kind) is tuple:
         if not isinstance(value, list | tuple):
             raise TypeError(f"{name}: expected a list, got {value!r}")
-        return tuple(_of_kind(name, item, get_args(kind)[0]) for item in value)
+        return tuple(of_kind(name, item, get_args(kind)[0]) for item in value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not kind:
@@ -239,7 +247,8 @@ def _of_kind(name: str, value: Any, kind: Any) -> Any:
     return value
 
 
-def _check_list(name: str, values: Sequence[object]) -> None:
+def check_list(name: str, values: Sequence[object]) -> None:
+    """Refuse a list that is empty or holds a value twice."""
     if not values:
         raise ValueError(f"{name}: expected at least one, got none")
     for value in values:
@@ -250,7 +259,7 @@ def _check_list(name: str, values: Sequence[object]) -> None:
 def _check_choice(name: str, value: str, known: Iterable[str]) -> None:
     if value not in known:
         raise ValueError(
-            f"{name}: expected one of {', '.join(known)}, got {value!r}{_nearest(value, known)}"
+            f"{name}: expected one of {', '.join(known)}, got {value!r}{nearest(value, known)}"
         )
 
 
@@ -261,10 +270,9 @@ def _check_device(device: str) -> None:
         raise ValueError(f"device: expected cpu or cuda, got {device!r}") from error
     if kind not in {"cpu", "cuda"}:
         raise ValueError(f"device: expected cpu or cuda, got {device!r}")
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device: {device!r} asked for, but torch finds no CUDA device")
 
 
-def _nearest(word: str, known: Iterable[str]) -> str:
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return ``" (did you mean 'this'?)"``, or nothing where no known word is near."""
     close = difflib.get_close_matches(word, list(known), n=2)
     return f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""

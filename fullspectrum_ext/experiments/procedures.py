@@ -267,10 +267,10 @@ class _EarlyPruning(_HookFirst):
     """Prunes in the first epochs by what happens in them, and trains on."""
 
     def __init__(
-        self, config: TrainConfig, seed: int, *, method: Callable[..., Hook], epochs: int
+        self, config: TrainConfig, seed: int, *, method: Callable[..., Hook], parts: int = 1
     ) -> None:
         self.method, self.sparsity, self.seed = method, config.sparsity, seed
-        first = min(epochs, config.epochs)
+        first = min(parts * config.early_epochs, config.epochs)
         self.stages = (
             Stage("first epochs", first),
             Stage("pruned", config.epochs - first, "continue"),
@@ -284,7 +284,7 @@ class _EarlyPruning(_HookFirst):
 
 
 def _dissipating(model: nn.Module, _seed: int, **options: Any) -> Hook:
-    return DissipatingGradients(model, **options)
+    return DissipatingGradients(model, scope="erk", **options)
 
 
 def _kstarts(model: nn.Module, seed: int, **options: Any) -> Hook:
@@ -292,7 +292,7 @@ def _kstarts(model: nn.Module, seed: int, **options: Any) -> Hook:
 
 
 def _dissipating_kstarts(model: nn.Module, seed: int, **options: Any) -> Hook:
-    return DissipatingKStarts(model, seed=seed, **options)
+    return DissipatingKStarts(model, seed=seed, scope="erk", **options)
 
 
 PROCEDURES: Mapping[str, Callable[[TrainConfig, int], Procedure]] = {
@@ -303,8 +303,8 @@ PROCEDURES: Mapping[str, Callable[[TrainConfig, int], Procedure]] = {
     "probmask": _LearnedMasks,
     "probmask:vr_pge": functools.partial(_LearnedMasks, estimator="vr_pge"),
     "probmask:supermask": functools.partial(_LearnedMasks, train_weights=False),
-    "kstarts": functools.partial(_EarlyPruning, method=_kstarts, epochs=2),
-    "dissipating": functools.partial(_EarlyPruning, method=_dissipating, epochs=2),
-    "dissipating:kstarts": functools.partial(_EarlyPruning, method=_dissipating_kstarts, epochs=4),
+    "kstarts": functools.partial(_EarlyPruning, method=_kstarts),
+    "dissipating": functools.partial(_EarlyPruning, method=_dissipating),
+    "dissipating:kstarts": functools.partial(_EarlyPruning, method=_dissipating_kstarts, parts=2),
 }
 """Name of each method that prunes in the course of training: made of the settings and a seed."""

@@ -1,8 +1,9 @@
 """A job: every method with every seed, checkpointed, resumed, summed up."""
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import nn
 
 from fullspectrum_ext.experiments.checkpoint import load_checkpoint, save_checkpoint
 from fullspectrum_ext.experiments.config import TrainConfig
-from fullspectrum_ext.experiments.data import FirstPass, load_data
+from fullspectrum_ext.experiments.data import Dataset, FirstPass, load_data
 from fullspectrum_ext.experiments.environment import environment
 from fullspectrum_ext.experiments.folder import RunFolder
 from fullspectrum_ext.experiments.methods import make_procedure, parse_method
@@ -40,6 +41,7 @@ def train(
     *,
     fresh: bool = False,
     progress: TrainingProgress | None = None,
+    load: Callable[..., Dataset] | None = None,
 ) -> dict[str, Any]:
     """Run a job, or what is left of it.
 
@@ -53,6 +55,7 @@ def train(
         folder: Where all files go.
         fresh: Throw away what is in the folder and start anew.
         progress: Where to show how far it is.
+        load: Called in the place of :func:`fullspectrum_ext.experiments.data.load_data`.
 
     Returns:
         What ``results.json`` holds: settings, environment, and the figures of each run.
@@ -61,7 +64,8 @@ def train(
     with folder.opened(config, fresh=fresh), reproducible(config.threads):
         if folder.results.is_file():
             return read_json(folder.results)
-        job = _Job(config, folder, progress or TrainingProgress())
+        dataset = (load or load_data)(config.data, config.data_path, augment=config.augment)
+        job = _Job(config, folder, dataset, progress or TrainingProgress())
         write_json(folder.results, job.run())
         return read_json(folder.results)
 
@@ -69,12 +73,13 @@ def train(
 class _Job:
     """The runs of a job, one after the other, in an open folder."""
 
-    def __init__(self, config: TrainConfig, folder: RunFolder, progress: TrainingProgress) -> None:
+    def __init__(
+        self, config: TrainConfig, folder: RunFolder, dataset: Dataset, progress: TrainingProgress
+    ) -> None:
         self.config = config
         self.folder = folder
         self.progress = progress
         self.threads = torch.get_num_threads()
-        dataset = load_data(config.data, config.data_path, augment=config.augment)
         self.dataset = dataset.to(torch.device(config.device))
         # A seed's methods come together, so that an unfinished job already compares them.
         self.order = [(method, seed) for seed in config.seeds for method in config.methods]
@@ -125,6 +130,8 @@ class _MethodRun:
     def complete(self, state: dict[str, Any] | None) -> dict[str, Any]:
         """Bring the run from its checkpoint, or from nothing, to its end and judge it."""
         done = state["epoch"] if state else 0
+        if torch.device(self.config.device).type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.config.device)
         self.progress.start_run(f"{self.title}: pruning", self.epochs, done)
         if state is None:
             self._begin_first()
@@ -189,7 +196,8 @@ class _MethodRun:
         end = sum(stage.epochs for stage in self.stages[: self.stage + 1])
         self.run.logger = self._logger()
         while self.run.epoch < end:
-            record = self.run.train_epoch()
+            with self._named():
+                record = self.run.train_epoch()
             line = {"method": self.method, "seed": self.seed, **record}
             line |= {"density": self._masks_now().density, "threads": self.threads}
             append_record(self.folder.records, line)
@@ -197,6 +205,14 @@ class _MethodRun:
             self.progress.end_epoch()
         if self.run.logger is not None:
             self.run.logger.close()
+
+    @contextlib.contextmanager
+    def _named(self) -> Generator[None, None, None]:
+        """Say of an error which method and seed it is of: a job has many."""
+        try:
+            yield
+        except ValueError as error:
+            raise ValueError(f"{self.title}: {error}") from error
 
     # ---- parts of a stage ------------------------------------------------------------------------
 
@@ -225,7 +241,8 @@ class _MethodRun:
             note=lambda words: self.progress.note(f"{self.title}: {words}"),
             search=self._search_file(),
         )
-        masks = self.procedure.masks(self.stage, start)
+        with self._named():
+            masks = self.procedure.masks(self.stage, start)
         if self.stages[self.stage].start == "rewind" and self.kept is not None:
             model.load_state_dict(self.kept["model"])
         if self.ablation and self._is_last():
@@ -316,5 +333,14 @@ class _MethodRun:
             "norm_before": before.norm(),
             "norm_after": after.norm(),
             "anchor_distance": after.distance(before),
+            "held_bytes": self.run.held_bytes,
+            **self._peak(),
             **found,
         }
+
+    def _peak(self) -> dict[str, int]:
+        """The most bytes that were ever taken on a GPU, by what of the run was in this process."""
+        device = torch.device(self.config.device)
+        if device.type != "cuda":
+            return {}
+        return {"peak_bytes": torch.cuda.max_memory_allocated(device)}

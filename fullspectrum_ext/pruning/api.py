@@ -99,15 +99,17 @@ def prune(
     )
     with _own_random_state(seed, weights.values()), torch.inference_mode(False):
         result = registered.function(context, **options)
+    unscored: list[str] = []
     if isinstance(result, MaskSet):
         if invert:
             raise ValueError(f"invert: method {method!r} makes masks without scores to invert")
     else:
         scores = check_scores(method, result, weights)
+        unscored = [name for name, score in scores.items() if not bool(score.any())]
         masks = select(scores, density, scope)
         result = MaskSet(_lowest_instead(scores, masks) if invert else masks)
     if not allow_collapse:
-        refuse_collapse(result)
+        refuse_collapse(result, unscored)
     made_by = {"method": method, "density": density, "scope": scope, "seed": seed}
     made_by |= {"invert": True} if invert else {}
     recorded = {name: value for name, value in options.items() if name not in _NOT_RECORDED}

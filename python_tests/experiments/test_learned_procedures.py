@@ -46,6 +46,15 @@ def test_epochs_are_those_of_all_stages(uninterrupted):
     assert densities["dissipating:kstarts"][-1] == pytest.approx(0.3)
 
 
+def test_the_first_epochs_in_which_masks_compete_can_be_more_or_fewer(tmp_path):
+    methods = ("kstarts", "dissipating:kstarts")
+    config = dataclasses.replace(CONFIG, methods=methods, early_epochs=1)
+    train(config, RunFolder(tmp_path))
+    records = outcome(tmp_path)["records"]
+    pruned = [r["epoch"] for r in records if r["density"] == pytest.approx(0.3)]
+    assert pruned == [1, 2, 3, 2, 3]
+
+
 def test_a_supermask_keeps_the_initial_weights_and_learns_all_the_time(uninterrupted):
     (run,) = [r for r in outcome(uninterrupted)["runs"] if r["method"] == "probmask:supermask"]
     assert run["coordinate_after"] == run["coordinate_before"]

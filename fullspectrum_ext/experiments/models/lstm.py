@@ -8,17 +8,18 @@ from torch import Tensor, nn
 from fullspectrum_ext.experiments.models.layers import Shape
 
 
-def character_lstm(shape: Shape, classes: int) -> nn.Module:
-    """Two layers of 128 units and a linear one.
+def character_lstm(shape: Shape, classes: int, width: int = 128) -> nn.Module:
+    """Two recurrent layers and a linear one.
 
     Args:
         shape: Of one input: length, characters. Characters come one-hot.
         classes: Number of characters to choose the next one from.
+        width: Units of each recurrent layer.
 
     Returns:
         The network; its outputs are ``[batch, classes, length]``, as cross entropy takes them.
     """
-    return _CharacterLSTM(shape[-1], classes, width=128)
+    return _CharacterLSTM(shape[-1], classes, width)
 
 
 class _LSTM(nn.Module):
