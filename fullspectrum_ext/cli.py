@@ -35,9 +35,10 @@ from fullspectrum_ext.experiments.models import MODELS
 from fullspectrum_ext.experiments.plan import load_plan
 from fullspectrum_ext.experiments.progress import TrainingProgress
 from fullspectrum_ext.experiments.pruning import prune_by_name
-from fullspectrum_ext.experiments.report import draw_figure, results_table
+from fullspectrum_ext.experiments.report import read_study, write_report
 from fullspectrum_ext.experiments.scoring import FileScore, draw_spectra, score_file
 from fullspectrum_ext.experiments.suite import train as run_job
+from fullspectrum_ext.experiments.summary import draw_figure, results_table
 from fullspectrum_ext.experiments.sweep import Sweep, default_jobs, parse_shard
 from fullspectrum_ext.experiments.sweep_view import (
     SweepProgress,
@@ -262,6 +263,33 @@ def sweep(
     if any(outcome.status == "failed" for outcome in outcomes):
         console.print(failures_table(outcomes))
         raise typer.Exit(1)
+
+
+@app.command()
+def report(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="PATH...",
+            help="Folders of sweeps, run folders of *fullspectrum train*, or files of runs "
+            "(runs.jsonl).",
+        ),
+    ],
+    *,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Folder to write to. Default: that of the first PATH."),
+    ] = None,
+) -> None:
+    """Write a report of finished runs: report.html, which needs nothing but itself, and report.md.
+
+    Accuracy against sparsity, PAGS against its bases (paired over seeds), whether the coordinate
+    predicts accuracy once density is accounted for, how it moves in training, time and memory.
+    """
+    study = read_study(paths)
+    first = paths[0] if paths[0].is_dir() else paths[0].parent
+    for file in write_report(study, out or first):
+        Console().print(f"Written: {escape(str(file))}", soft_wrap=True)
 
 
 @app.command()

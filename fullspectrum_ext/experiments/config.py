@@ -15,7 +15,7 @@ import torch
 
 from fullspectrum_ext import pruning
 from fullspectrum_ext.experiments.data import DATASETS
-from fullspectrum_ext.experiments.methods import parse_method
+from fullspectrum_ext.experiments.methods import ABLATIONS, parse_method
 from fullspectrum_ext.experiments.models import MODELS, check_model
 from fullspectrum_ext.experiments.models.imported import is_import_path
 
@@ -61,11 +61,12 @@ class TrainConfig:
         f"Pruning methods to compare: {', '.join(pruning.methods())}; "
         "pags:BASE samples around BASE; dense prunes nothing; "
         "omp, gmp, imp and imp:lr prune by magnitude in the course of training; probmask and "
-        "probmask:vr_pge learn masks; kstarts, dissipating and dissipating:kstarts prune in the "
-        "first epochs. After those that prune before training may follow :drift (of pags, the "
-        "authors' procedure: the number of weights is not kept to), then :warm (prune after "
-        "warm-epochs of dense training, and train on from there), then, as after imp, a sanity "
-        f"ablation (snip:shuffled): {', '.join(pruning.ABLATIONS)}.",
+        "probmask:vr_pge learn masks, probmask:supermask learns them for the initial weights; "
+        "kstarts, dissipating and dissipating:kstarts prune in the first epochs. After those that "
+        "prune before training may follow :drift (of pags, the authors' procedure: the number of "
+        "weights is not kept to), then :warm (prune after warm-epochs of dense training, and train "
+        "on from there), then, as after imp, a sanity ablation (snip:shuffled): "
+        f"{', '.join(ABLATIONS)}.",
     )
     sparsity: float = _setting(0.95, "Fraction of the weights that is removed, in [0, 1).")
     candidates: int = _setting(100, "Masks that pags draws and chooses from.")
@@ -145,7 +146,9 @@ class TrainConfig:
         _check_device(self.device)
 
     def resolved(self) -> "TrainConfig":
-        """The same settings with the number of threads that 0 stands for on this machine."""
+        """The same settings, if their device is here, with the threads that 0 stands for here."""
+        if torch.device(self.device).type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"device: {self.device!r} asked for, but torch finds no CUDA device")
         return dataclasses.replace(self, threads=self.threads or torch.get_num_threads())
 
     def digest(self) -> str:
@@ -267,8 +270,6 @@ def _check_device(device: str) -> None:
         raise ValueError(f"device: expected cpu or cuda, got {device!r}") from error
     if kind not in {"cpu", "cuda"}:
         raise ValueError(f"device: expected cpu or cuda, got {device!r}")
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device: {device!r} asked for, but torch finds no CUDA device")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -115,7 +115,9 @@ class RunFolder:
             )
 
     def _strange_entries(self) -> Iterator[Path]:
-        return (entry for entry in self.path.iterdir() if not entry.name.startswith("."))
+        # a run of a sweep may have failed before it wrote anything else
+        entries = (entry for entry in self.path.iterdir() if entry != self.error)
+        return (entry for entry in entries if not entry.name.startswith("."))
 
     def _clear(self) -> None:
         """Remove a job's files; whatever is left after a kill in the middle is run again."""

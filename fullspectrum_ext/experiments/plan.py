@@ -69,6 +69,10 @@ class Plan:
     published: tuple[Published, ...]
     content: bytes = dataclasses.field(repr=False)
 
+    def resolved(self) -> "Plan":
+        """The same plan with :meth:`TrainConfig.resolved` settings, checked for this machine."""
+        return dataclasses.replace(self, runs=tuple(config.resolved() for config in self.runs))
+
 
 def load_plan(file: Path) -> Plan:
     """Read a plan, and check the settings of every run.
@@ -84,7 +88,7 @@ def load_plan(file: Path) -> Plan:
         file: The TOML file.
 
     Returns:
-        The plan; ``threads = 0`` is replaced by the number that it stands for on this machine.
+        The plan.
 
     Raises:
         TypeError: If a value is of the wrong type.
@@ -94,7 +98,7 @@ def load_plan(file: Path) -> Plan:
     content = Path(file).read_bytes()
     values = parse_toml(content, str(file))
     name = _text(file, values, "name", Path(file).stem)
-    if name != Path(name).name:
+    if name != Path(name).name or name == "..":
         raise ValueError(f"{file}: name: expected the name of a folder, got {name!r}")
     published = [
         _published(f"{file}: [[published]] {number}", row)
@@ -187,7 +191,7 @@ def _grid(where: str, table: Mapping[str, Any]) -> list[TrainConfig]:
         check_list("models", models)
         check_list("sparsities", sparsities)
         configs = [
-            TrainConfig(**settings, model=model, sparsity=sparsity).resolved()
+            TrainConfig(**settings, model=model, sparsity=sparsity)
             for model in models
             for sparsity in sparsities
         ]

@@ -215,11 +215,22 @@ class _LotteryTickets:
 
 
 class _LearnedMasks(_HookFirst):
-    """Learns masks with ProbMask for four fifths of the epochs, and trains what they keep on."""
+    """Learns masks with ProbMask for four fifths of the epochs, and trains what they keep on.
 
-    def __init__(self, config: TrainConfig, seed: int, *, estimator: Estimator) -> None:
-        self.sparsity, self.seed, self.estimator = config.sparsity, seed, estimator
-        learning = math.ceil(0.8 * config.epochs)
+    Without training the weights it learns masks to the end: nothing is left to train on then.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        seed: int,
+        *,
+        estimator: Estimator = "relaxed",
+        train_weights: bool = True,
+    ) -> None:
+        self.sparsity, self.seed = config.sparsity, seed
+        self.estimator, self.train_weights = estimator, train_weights
+        learning = math.ceil(0.8 * config.epochs) if train_weights else config.epochs
         self.stages = (
             Stage("learning masks", learning),
             Stage("fine-tuning", config.epochs - learning),
@@ -233,6 +244,7 @@ class _LearnedMasks(_HookFirst):
             sparsity=self.sparsity,
             steps=self.stages[0].epochs * len(run.batches),
             estimator=self.estimator,
+            train_weights=self.train_weights,
             seed=self.seed,
         )
 
@@ -288,8 +300,9 @@ PROCEDURES: Mapping[str, Callable[[TrainConfig, int], Procedure]] = {
     "gmp": _Gradual,
     "imp": functools.partial(_LotteryTickets, rewind_weights=True),
     "imp:lr": functools.partial(_LotteryTickets, rewind_weights=False),
-    "probmask": functools.partial(_LearnedMasks, estimator="relaxed"),
+    "probmask": _LearnedMasks,
     "probmask:vr_pge": functools.partial(_LearnedMasks, estimator="vr_pge"),
+    "probmask:supermask": functools.partial(_LearnedMasks, train_weights=False),
     "kstarts": functools.partial(_EarlyPruning, method=_kstarts),
     "dissipating": functools.partial(_EarlyPruning, method=_dissipating),
     "dissipating:kstarts": functools.partial(_EarlyPruning, method=_dissipating_kstarts, parts=2),

@@ -115,7 +115,7 @@ class _MethodRun:
         self.progress, self.threads = job.progress, job.threads
         self.method, self.seed = method, seed
         self.title = f"{method}, seed {seed}"
-        self.ablation = parse_method(method).ablation
+        self.ablation = parse_method(method).audit
         self.procedure = make_procedure(method, job.config, seed)
         self.stages = self.procedure.stages
         self.stage = 0

@@ -32,9 +32,9 @@ class Sweep:
     """
 
     def __init__(self, plan: Plan, path: Path, *, shard: tuple[int, int] = (1, 1)) -> None:
-        self.plan = plan
+        self.plan = plan.resolved()
         self.path = Path(path)
-        self.runs = plan.runs[shard[0] - 1 :: shard[1]]
+        self.runs = self.plan.runs[shard[0] - 1 :: shard[1]]
         self.runs_file = self.path / RUNS_FILE
         self._plan_file = self.path / "plan.toml"
         self._read: dict[Path, dict[str, Any]] = {}
@@ -106,7 +106,6 @@ class Sweep:
                     self.gather()
                 outcomes.append(outcome)
                 report(outcome)
-        self.gather()
         return outcomes
 
     def gather(self) -> list[dict[str, Any]]:
@@ -116,10 +115,9 @@ class Sweep:
             What :func:`fullspectrum_ext.experiments.runs_file.read_runs` reads from it.
         """
         with self._locked():
-            if self._plan_file.read_bytes() != self.plan.content:  # another process has grown it
-                plan = load_plan(self._plan_file)
-            else:
-                plan = self.plan
+            plan = self.plan
+            if self._plan_file.read_bytes() != plan.content:  # another process has changed it
+                plan = load_plan(self._plan_file).resolved()
             found = [entry for config in plan.runs if (entry := self._entry(config)) is not None]
             write_runs(self.runs_file, found)
         return found
@@ -129,10 +127,16 @@ class Sweep:
         if folder.path not in self._read and folder.results.is_file():
             (self._read[folder.path],) = entries(folder)
         entry = self._read.get(folder.path)
-        return entry if entry is None or TrainConfig(**entry["config"]) == config else None
+        if entry is None:
+            return None
+        # On another machine, 0 may stand for another number of threads.
+        settings = TrainConfig(**entry["config"] | {"threads": config.threads})
+        return entry if settings == config else None
 
     def _claim(self) -> None:
         with self._locked():
+            for unfinished in self.path.glob(".*.tmp"):  # of a process killed while writing
+                unfinished.unlink()
             if not self._plan_file.is_file() or self._plan_file.read_bytes() != self.plan.content:
                 write_atomically(self._plan_file, self.plan.content)
 
@@ -188,12 +192,7 @@ def parse_shard(text: str | None) -> tuple[int, int]:
         (2, 4)
     """
     if text is None:
-        ranks = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
-        if None in ranks:
-            return 1, 1
-        text = "/".join(map(str, ranks))
-        rank, size = (int(part) for part in text.split("/"))
-        return rank + 1, size
+        return int(os.environ.get("RANK", "0")) + 1, int(os.environ.get("WORLD_SIZE", "1"))
     index, _, count = text.partition("/")
     if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
         raise ValueError(f"--shard: expected i/n, such as 1/4, with i from 1 to n, got {text!r}")

@@ -40,6 +40,7 @@ class SweepProgress:
             TimeRemainingColumn(),
             console=console,
             transient=True,
+            speed_estimate_period=24 * 3600,  # runs are long: the rate is that of all so far
         )
         self._all = self.bars.add_task("sweep", total=total)
 

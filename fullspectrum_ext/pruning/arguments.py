@@ -1,6 +1,7 @@
 """The arguments that every way of pruning takes, checked and in one form."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -87,18 +88,25 @@ def chosen_weights(
     return {name: weights[name] for name in names}
 
 
-def refuse_collapse(masks: MaskSet) -> None:
+def refuse_collapse(masks: MaskSet, unscored: Sequence[str] = ()) -> None:
     """Raise ValueError, with their names, if there are layers without a single weight.
 
     Args:
         masks: The masks.
+        unscored: Layers in which every weight has a score of zero.
 
     Raises:
         ValueError: If there are.
     """
     collapsed = [name for name, mask in masks.items() if not bool(mask.any())]
     if collapsed:
+        without = [name for name in collapsed if name in unscored]
+        cause = (
+            f"; every score in {', '.join(without)} is zero, as beside a normalisation that begins "
+            "with a factor of zero"
+        )
         raise ValueError(
-            f"density {masks.density:.3g} leaves no weight in {', '.join(collapsed)}; lower the "
+            f"density {masks.density:.3g} leaves no weight in {', '.join(collapsed)}"
+            f"{cause if without else ''}; lower the "
             "sparsity, choose another scope, exclude the layer, or pass allow_collapse=True"
         )

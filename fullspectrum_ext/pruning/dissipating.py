@@ -37,7 +37,8 @@ class DissipatingGradients(EarlyPruning):
         fs.sparsify(model, dissipating.masks)
 
     Args:
-        model: Its ``Linear`` and ``Conv2d`` layers are pruned; their weights are the start.
+        model: Its ``Linear``, ``Conv2d``, ``RNN``, ``LSTM`` and ``GRU`` layers are pruned; their
+            weights are the start.
         sparsity: Fraction of the weights to remove. Give this or ``density``.
         density: Fraction to keep.
         steps: Optimizer steps until the last removal: those of the first epochs.

@@ -23,7 +23,8 @@ class DissipatingKStarts:
     survivors and take it to :math:`d`. It is called as they are.
 
     Args:
-        model: Its ``Linear`` and ``Conv2d`` layers are pruned; their weights are the start.
+        model: Its ``Linear``, ``Conv2d``, ``RNN``, ``LSTM`` and ``GRU`` layers are pruned; their
+            weights are the start.
         sparsity: Fraction of the weights to remove. Give this or ``density``.
         density: Fraction to keep.
         steps: Optimizer steps until the masks are final.

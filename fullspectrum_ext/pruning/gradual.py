@@ -60,7 +60,7 @@ class GradualPruning:
     masks are in the model's.
 
     Args:
-        model: Its ``Linear`` and ``Conv2d`` layers are pruned.
+        model: Its ``Linear``, ``Conv2d``, ``RNN``, ``LSTM`` and ``GRU`` layers are pruned.
         optimizer: The one that trains it.
         sparsity: Fraction of the weights removed in the end, in (0, 1).
         end: Optimizer steps after which it is reached.
