@@ -13,7 +13,7 @@ computes in float32.
 So this script does not call `fs.prune(model, "synflow")`, which follows the paper; it does what the
 published code did, 100 rounds to each density, and measures the masks with `fs.full_spectrum`.
 
-    # what is committed: 2 to 5 minutes a mask of VGG-16 on one busy core, half a minute of ResNet-34
+    # what is committed: 2 to 5 minutes a mask of VGG-16 on a busy core, half a minute of ResNet-34
     python benchmarks/published_synflow.py layers_cifar10.csv --networks vgg16 --seeds 1 --threads 1
     python benchmarks/published_synflow.py layers_cifar10.csv --networks resnet34 --add --threads 1
 """
