@@ -32,9 +32,9 @@ def test_a_command_killed_in_every_method_ends_with_the_same_records(tmp_path, m
     command = ["fullspectrum", "train", "--config", file, "--out", tmp_path, "--name", folder.name]
     monkeypatch.setattr(sys, "argv", [str(word) for word in command])
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    # processes of their own, of which only the first has to import torch
+    # processes of their own, which need not import all that is slow to import
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["fullspectrum_ext.cli", "fullspectrum_ext.experiments"])
+    processes.set_forkserver_preload(["fullspectrum_ext.experiments", "sklearn.datasets"])
     records = folder / "records.jsonl"
     for moment in MOMENTS:
         process = processes.Process(target=cli.main)
