@@ -4,9 +4,8 @@ A step is forward, gradient of the input and gradient of the weights under the m
 optimizer. The rivals: the dense layer; the dense layer with its mask multiplied in (the usual way
 to train a sparse network); torch's own sparse CSR matrix product, called by hand with a kept
 transpose and, for the weights, `torch.sparse.sampled_addmm`; on the CPU also SparseProp and
-SparseLab, where they are installed (`peers.py`). Beside them on the CPU are two forms of ours: the
-layer on activations that lie in panels, and the masked layer, which is there for weights that are
-not sparse enough.
+SparseLab, where they are installed (`peers.py`), and our masked layer, which is there for weights
+that are not sparse enough.
 
 On CUDA there are also the dense layer in TF32 and in bfloat16, and ours in bfloat16; calls are
 replayed as CUDA graphs where they can be captured, and the share of the machine's bound is given:
@@ -42,7 +41,6 @@ from torch.nn import functional
 from fullspectrum_ext.nn import MaskedLinear, SparseLinear
 
 Candidates = dict[str, Callable[[], object]]
-PANEL_ROWS = 64  # of the batch, in float32
 
 
 def candidates(
@@ -79,17 +77,17 @@ def candidates(
         "torch CSR": torch_csr_step,
     }
     if device == "cpu":
-        for others in (linear_peers(weight, x, grad), own_forms(layer, x.detach(), grad, mask)):
+        for others in (linear_peers(weight, x, grad), masked_layer(layer, x.detach(), grad, mask)):
             for calls, more in zip((forward, step), others, strict=True):
                 calls.update(more)
     check_agreement(forward, step, mask)
     return forward, step
 
 
-def own_forms(
+def masked_layer(
     layer: SparseLinear, x: Tensor, grad: Tensor, mask: Tensor
 ) -> tuple[Candidates, Candidates]:
-    """Build the calls of the masked layer and, for whole panels, of our layer on panels."""
+    """Build the calls of the masked layer with the same weights."""
     rows, cols = mask.shape
     dense = torch.nn.Linear(cols, rows, bias=False)
     dense.weight = torch.nn.Parameter(layer.to_dense().detach())
@@ -100,15 +98,6 @@ def own_forms(
             masked(masked_x), (masked_x, masked.weight), grad
         )
     }
-    if len(x) % PANEL_ROWS == 0:
-        panels, grad_panels = (
-            tensor.unflatten(0, (-1, PANEL_ROWS)).mT.contiguous().mT for tensor in (x, grad)
-        )
-        panels.requires_grad_()
-        forward["in panels"] = lambda: layer(panels)
-        step["in panels"] = lambda: torch.autograd.grad(
-            layer(panels), (panels, layer.values), grad_panels
-        )
     return forward, step
 
 

@@ -26,7 +26,6 @@ LINEAR = ((300, 784, 512), (1024, 1024, 128), (1024, 1024, 512), (4096, 4096, 12
 CONV2D = ((64, 32), (128, 16), (256, 8), (512, 4))
 COLORS = {
     "ours": "C0",
-    "in panels": "C9",
     "dense": "black",
     "dense, channels last": "C4",
     "dense with mask": "0.55",

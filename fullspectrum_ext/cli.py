@@ -32,11 +32,20 @@ from fullspectrum_ext.experiments.environment import information
 from fullspectrum_ext.experiments.extras import MissingExtraError
 from fullspectrum_ext.experiments.folder import RunFolder
 from fullspectrum_ext.experiments.models import MODELS
+from fullspectrum_ext.experiments.plan import load_plan
 from fullspectrum_ext.experiments.progress import TrainingProgress
 from fullspectrum_ext.experiments.pruning import prune_by_name
-from fullspectrum_ext.experiments.report import draw_figure, results_table
+from fullspectrum_ext.experiments.report import read_study, write_report
 from fullspectrum_ext.experiments.scoring import FileScore, draw_spectra, score_file
 from fullspectrum_ext.experiments.suite import train as run_job
+from fullspectrum_ext.experiments.summary import draw_figure, results_table
+from fullspectrum_ext.experiments.sweep import Sweep, default_jobs, parse_shard
+from fullspectrum_ext.experiments.sweep_view import (
+    SweepProgress,
+    failures_table,
+    plan_table,
+    sweep_table,
+)
 from fullspectrum_ext.pruning import methods
 
 
@@ -173,6 +182,114 @@ def train(
 def _default_name(settings: TrainConfig) -> str:
     model = settings.model.replace(":", "-")  # of an import path; not in file names on Windows
     return f"{settings.data}-{model}-{settings.digest()}"
+
+
+@app.command()
+def sweep(
+    plan: Annotated[Path, typer.Argument(metavar="PLAN", help="The TOML file, see above.")],
+    *,
+    out: Annotated[Path, typer.Option("--out", help="Folder of all sweeps.")] = Path("runs"),
+    name: Annotated[
+        str | None,
+        typer.Option("--name", help="Folder in it. Default: the plan's name, or its file's."),
+    ] = None,
+    jobs: Annotated[
+        int,
+        typer.Option(
+            "--jobs",
+            help="Runs at a time, each in a process of its own. Default, or 0: as many as there "
+            "are CPUs for the plan's threads, at most 1 on a GPU.",
+        ),
+    ] = 0,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            "--shard",
+            metavar="I/N",
+            help="Only runs I, I+N, I+2N, ... of the plan: for N machines that share the folder. "
+            "Default: all, or under torchrun a shard for each of its processes.",
+        ),
+    ] = None,
+    fresh: Annotated[
+        bool,
+        typer.Option("--fresh", help="Throw away what the runs' folders hold; start them anew."),
+    ] = False,
+    show: Annotated[
+        bool, typer.Option("--show", help="Show the runs and how far each is, and stop.")
+    ] = False,
+) -> None:
+    """Run a plan: methods x sparsities x seeds x models, several at a time, resumable.
+
+    A plan is a TOML file with the keys of *train*'s, and lists *models* and *sparsities* in place
+    of *model* and *sparsity*. Each run has a folder of its own below OUT/NAME/runs; all that are
+    finished are lines of OUT/NAME/runs.jsonl, which *fullspectrum report* reads.
+
+        models = ["mlp", "convnet"]
+        sparsities = [0.9, 0.95, 0.98]
+        methods = ["pags:snip", "snip", "erk", "random"]
+        seeds = [0, 1, 2, 3, 4]
+        epochs = 40
+
+    After an interruption, even a kill, the same command goes on where it was, to the same results.
+    A run that fails does not stop the others; the command then ends with exit code 1. A plan may
+    grow: what is finished stays.
+    """  # noqa: DOC501 (the help is for people)
+    if jobs < 0:
+        raise ValueError(f"--jobs: expected at least 0, got {jobs}")
+    wanted = load_plan(plan)
+    task = Sweep(wanted, out / (name or wanted.name), shard=parse_shard(shard))
+    console = Console()
+    if not fresh:
+        task.check()
+    todo = len(task.runs) if fresh else sum(task.status(c) != "finished" for c in task.runs)
+    console.print(
+        f"{task.path}: {len(task.runs)} runs, {len(task.runs) - todo} finished",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+    if show:
+        console.print(plan_table(task))
+        return
+    progress = SweepProgress(console, todo)
+    try:
+        with progress.bars:
+            jobs = min(jobs or default_jobs(wanted), max(todo, 1))
+            outcomes = task.run(jobs, fresh=fresh, report=progress.end_run)
+    except KeyboardInterrupt:
+        console.print("Interrupted; the same command goes on from here.")
+        raise typer.Exit(130) from None
+    console.print(sweep_table(task.gather(), wanted.title))
+    if any(outcome.status == "failed" for outcome in outcomes):
+        console.print(failures_table(outcomes))
+        raise typer.Exit(1)
+
+
+@app.command()
+def report(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="PATH...",
+            help="Folders of sweeps, run folders of *fullspectrum train*, or files of runs "
+            "(runs.jsonl).",
+        ),
+    ],
+    *,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Folder to write to. Default: that of the first PATH."),
+    ] = None,
+) -> None:
+    """Write a report of finished runs: report.html, which needs nothing but itself, and report.md.
+
+    Accuracy against sparsity, PAGS against its bases (paired over seeds), whether the coordinate
+    predicts accuracy once density is accounted for, how it moves in training, time and memory.
+    """
+    study = read_study(paths)
+    first = paths[0] if paths[0].is_dir() else paths[0].parent
+    for file in write_report(study, out or first):
+        Console().print(f"Written: {escape(str(file))}", soft_wrap=True)
 
 
 @app.command()

@@ -119,13 +119,14 @@ def test_train_ends_with_one_table_and_a_figure(tmp_path):
         assert words in text
     files = {file.name for file in (tmp_path / "x").iterdir()}
     assert files - {".lock"} == {
-        *("config.toml", "records.jsonl", "results.json", "figure.png", "checkpoints", "masks")
+        *("config.toml", "records.jsonl", "results.json", "figure.png"),
+        *("checkpoints", "masks", "traces"),
     }
     again = run(*command)
     assert "seed 1: test" not in again
     assert "pags:snip" in again
     meta = MaskSet.load(tmp_path / "x" / "masks" / "pags-snip-0.safetensors").meta
-    assert meta["options"] == {"base": "snip", "candidates": 3}
+    assert meta["options"] == {"base": "snip", "candidates": 3, "drift": False}
 
 
 def test_train_without_matplotlib_ends_with_a_line_on_how_to_get_it(tmp_path, monkeypatch):

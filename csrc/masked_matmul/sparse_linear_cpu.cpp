@@ -6,7 +6,6 @@
 #include <memory>
 #include <tuple>
 #include <type_traits>
-#include <utility>
 #include <vector>
 
 #include "common/ceil_div.h"
@@ -24,7 +23,6 @@
 namespace fullspectrum {
 namespace {
 
-using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 thread_local Scratch scratch;
@@ -42,27 +40,6 @@ struct Panels {
   int64_t width(int64_t panel) const {
     const int64_t rows = size(panel);
     return rows <= kFull / 4 ? kFull / 4 : rows <= kFull / 2 ? kFull / 2 : kFull;
-  }
-};
-
-// Activations [batch, features], row-major, or in panels as the kernels take them.
-template <typename storage_t>
-struct Activations {
-  using panel_t = std::conditional_t<
-      std::is_const_v<storage_t>,
-      const compute_t<std::remove_const_t<storage_t>>,
-      compute_t<std::remove_const_t<storage_t>>>;
-
-  storage_t* numbers;
-  int64_t batch;
-  int64_t features;
-  bool in_panels;  // only where numbers are stored as they are computed
-
-  storage_t* row(int64_t first) const { return numbers + first * features; }
-  // The features of a panel from `feature` on, [features - feature, kFull].
-  panel_t* panel(int64_t panel, int64_t feature) const {
-    constexpr int64_t kFull = Panels<compute_t<std::remove_const_t<storage_t>>>::kFull;
-    return reinterpret_cast<panel_t*>(numbers) + (panel * features + feature) * kFull;
   }
 };
 
@@ -95,35 +72,22 @@ PanelKernels<bits_t<storage_t>, index_t> active_kernels() {
 // Below this many multiplications (some 10 us) a second thread costs more than it saves.
 constexpr int64_t kWorthThreads = int64_t{1} << 18;
 
-// Turns `count` rows of x from `first` on into a panel, and returns it.
-template <typename storage_t, typename index_t>
-const compute_t<storage_t>* packed_panel(
-    const PanelKernels<bits_t<storage_t>, index_t>& kernels,
-    const Activations<const storage_t>& x,
-    int64_t first,
-    int64_t count,
-    int64_t width,
-    compute_t<storage_t>* panel  // [features, width]
-) {
-  kernels.pack(bits(x.row(first)), x.features, count, x.features, width, panel);
-  return panel;
-}
-
 // y = x W^T + bias. Each panel's output rows are cut into chunks of equal cost; a thread takes a
 // run of (panel, chunk) pairs and turns each panel that it meets once.
 template <typename storage_t, typename index_t>
 void multiply(
-    const Matrix<index_t>& w,               // [out, in]
-    const compute_t<storage_t>* value,      // [nnz]
-    const compute_t<storage_t>* bias,       // [out] or null
-    const Activations<const storage_t>& x,  // [batch, in]
-    const Activations<storage_t>& y         // [batch, out]
+    const Matrix<index_t>& w,           // [out, in]
+    const compute_t<storage_t>* value,  // [nnz]
+    const compute_t<storage_t>* bias,   // [out] or null
+    const storage_t* x,                 // [batch, in]
+    int64_t batch,
+    storage_t* y  // [batch, out]
 ) {
   using scalar_t = compute_t<storage_t>;
   const PanelKernels<bits_t<storage_t>, index_t> kernels = active_kernels<storage_t, index_t>();
   IndexCheck<index_t> check(kernels.inside, w);
-  const Panels<scalar_t> panels{x.batch};
-  const bool threaded = (w.nnz + kRowCost * w.rows) * x.batch >= kWorthThreads;
+  const Panels<scalar_t> panels{batch};
+  const bool threaded = (w.nnz + kRowCost * w.rows) * batch >= kWorthThreads;
   const int64_t threads = threaded ? thread_count() : 1;
   const bool even = panels.count() % threads == 0 || panels.count() >= 4 * threads;
   const int64_t chunks = even ? 1 : threads;
@@ -138,23 +102,18 @@ void multiply(
       const int64_t column_block = w.column_block(width * sizeof(scalar_t));
       const bool unchecked = task == begin || chunks > 1;
       scalar_t* block = scratch.reserve<scalar_t>((w.cols + kRowBlock) * width);
-      const scalar_t* packed =
-          x.in_panels
-              ? x.panel(panel, 0)
-              : packed_panel<storage_t>(kernels, x, first, count, width, block + kRowBlock * width);
+      scalar_t* packed = block + kRowBlock * width;
+      kernels.pack(bits(x) + first * w.cols, w.cols, count, w.cols, width, packed);
       const int64_t last_row = boundary[stop - panel * chunks];
       for (int64_t r = boundary[task - panel * chunks]; r < last_row; r += kRowBlock) {
         const int64_t rows = std::min(kRowBlock, last_row - r);
         if (unchecked && !check.passes(r, rows)) {
           return;
         }
-        scalar_t* product = y.in_panels ? y.panel(panel, r) : block;
         kernels.multiply(
-            w.part(r, rows, column_block), value, bias ? bias + r : nullptr, packed, width, product
+            w.part(r, rows, column_block), value, bias ? bias + r : nullptr, packed, width, block
         );
-        if (!y.in_panels) {
-          kernels.unpack(product, width, count, rows, w.rows, bits(y.row(first)) + r);
-        }
+        kernels.unpack(block, width, count, rows, w.rows, bits(y) + first * w.rows + r);
       }
       task = stop;
     }
@@ -172,17 +131,18 @@ constexpr int64_t kMaxGroups = 8;
 // does whole (group, chunk) pairs. Returns the sums of the groups one after the other, each [nnz].
 template <typename storage_t, typename index_t>
 std::vector<std::unique_ptr<compute_t<storage_t>[]>> sample(
-    const Matrix<index_t>& w,               // [rows, cols]
-    const compute_t<storage_t>* value,      // [nnz] or null
-    const Activations<const storage_t>& x,  // [batch, cols]
-    const Activations<const storage_t>& g,  // [batch, rows]
-    const Activations<storage_t>* y         // [batch, rows] or null
+    const Matrix<index_t>& w,           // [rows, cols]
+    const compute_t<storage_t>* value,  // [nnz] or null
+    const storage_t* x,                 // [batch, cols]
+    const storage_t* g,                 // [batch, rows]
+    int64_t batch,
+    storage_t* y  // [batch, rows] or null
 ) {
   using scalar_t = compute_t<storage_t>;
   const PanelKernels<bits_t<storage_t>, index_t> kernels = active_kernels<storage_t, index_t>();
   IndexCheck<index_t> check(kernels.inside, w);
-  const Panels<scalar_t> panels{x.batch};
-  const bool threaded = w.nnz * x.batch >= kWorthThreads;
+  const Panels<scalar_t> panels{batch};
+  const bool threaded = w.nnz * batch >= kWorthThreads;
   const int64_t threads = threaded ? thread_count() : 1;
   const int64_t groups = std::max(int64_t{1}, std::min({panels.count(), threads, kMaxGroups}));
   const int64_t chunks = ceil_div(threads, groups);
@@ -201,11 +161,9 @@ std::vector<std::unique_ptr<compute_t<storage_t>[]>> sample(
         const int64_t width = panels.width(panel);
         const int64_t column_block = w.column_block(width * sizeof(scalar_t));
         scalar_t* block = scratch.reserve<scalar_t>((w.cols + 2 * kRowBlock) * width);
-        const scalar_t* packed =
-            x.in_panels ? x.panel(panel, 0)
-                        : packed_panel<storage_t>(
-                              kernels, x, first, count, width, block + 2 * kRowBlock * width
-                          );
+        scalar_t* product = block + kRowBlock * width;
+        scalar_t* packed = product + kRowBlock * width;
+        kernels.pack(bits(x) + first * w.cols, w.cols, count, w.cols, width, packed);
         for (int64_t r = boundary[chunk]; r < boundary[chunk + 1]; r += kRowBlock) {
           const int64_t rows = std::min(kRowBlock, boundary[chunk + 1] - r);
           if (panel == first_panel && !check.passes(r, rows)) {
@@ -213,20 +171,14 @@ std::vector<std::unique_ptr<compute_t<storage_t>[]>> sample(
           }
           const SparseRows<index_t> part = w.part(r, rows, column_block);
           const bool accumulate = panel > first_panel;
-          const scalar_t* factor = block;
-          if (g.in_panels) {
-            factor = g.panel(panel, r);
-          } else {
-            kernels.pack(bits(g.row(first)) + r, w.rows, count, rows, width, block);
-          }
+          kernels.pack(bits(g) + first * w.rows + r, w.rows, count, rows, width, block);
           if (value == nullptr) {
-            kernels.sample(part, packed, factor, width, accumulate, out);
-            continue;
-          }
-          scalar_t* product = y->in_panels ? y->panel(panel, r) : block + kRowBlock * width;
-          kernels.multiply_and_sample(part, value, packed, factor, width, accumulate, product, out);
-          if (!y->in_panels) {
-            kernels.unpack(product, width, count, rows, w.rows, bits(y->row(first)) + r);
+            kernels.sample(part, packed, block, width, accumulate, out);
+          } else {
+            kernels.multiply_and_sample(
+                part, value, packed, block, width, accumulate, product, out
+            );
+            kernels.unpack(product, width, count, rows, w.rows, bits(y) + first * w.rows + r);
           }
         }
       }
@@ -293,43 +245,9 @@ void scatter_sum(
 
 // ---- the operators -----------------------------------------------------------------------------
 
-// Whether activations lie in panels: as [panels, width, features], each panel feature-major.
-bool in_panels(const Tensor& tensor) {
-  if (tensor.dim() != 3) {
-    return false;
-  }
-  const ScalarType dtype = tensor.scalar_type();
-  const int64_t width = dtype == ScalarType::Float    ? Panels<float>::kFull
-                        : dtype == ScalarType::Double ? Panels<double>::kFull
-                                                      : 0;
-  return tensor.size(1) == width && tensor.stride(0) == width * tensor.size(2) &&
-         tensor.stride(1) == 1 && tensor.stride(2) == width && !tensor.is_contiguous();
-}
-
 // Row-major; asking torch only where it is not so already.
 Tensor row_major(const Tensor& tensor) {
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
-}
-
-// Activations in one of the two layouts that the kernels take.
-Tensor laid_out(const Tensor& tensor) { return in_panels(tensor) ? tensor : row_major(tensor); }
-
-// A new tensor in the layout of `like`, whose shape differs in the last dimension alone.
-Tensor empty_laid_out(const Tensor& like, std::vector<int64_t> shape) {
-  if (!in_panels(like)) {
-    return torch::stable::new_empty(like, shape);
-  }
-  std::swap(shape[1], shape[2]);
-  return torch::stable::transpose(torch::stable::new_empty(like, shape), 1, 2);
-}
-
-template <typename storage_t>
-Activations<const storage_t> read(const Tensor& tensor, int64_t batch, int64_t features) {
-  return {tensor.const_data_ptr<storage_t>(), batch, features, in_panels(tensor)};
-}
-template <typename storage_t>
-Activations<storage_t> written(Tensor& tensor, int64_t batch, int64_t features) {
-  return {tensor.mutable_data_ptr<storage_t>(), batch, features, in_panels(tensor)};
 }
 
 // Row-major and in the dtype of the computation: float32 for float16 and bfloat16.
@@ -376,11 +294,11 @@ Tensor sparse_linear_cpu(
   const char* op = "sparse_linear";
   const SparseLinearSizes size =
       check_sparse_linear(x, values, crow_indices, col_indices, out_features, bias);
-  const Tensor in = laid_out(x), weights = computed(values);
+  const Tensor in = row_major(x), weights = computed(values);
   const std::optional<Tensor> b = bias ? std::make_optional(computed(*bias)) : std::nullopt;
   std::vector<int64_t> shape(x.sizes().begin(), x.sizes().end());
   shape.back() = out_features;
-  Tensor out = empty_laid_out(in, shape);
+  Tensor out = torch::stable::new_empty(in, shape);
   dispatch(op, x, col_indices, [&](auto tag, auto index_tag) {
     using storage_t = typename decltype(tag)::type;
     using index_t = typename decltype(index_tag)::type;
@@ -402,8 +320,9 @@ Tensor sparse_linear_cpu(
         w,
         weights.const_data_ptr<scalar_t>(),
         b ? b->const_data_ptr<scalar_t>() : nullptr,
-        read<storage_t>(in, size.batch, size.in),
-        written<storage_t>(out, size.batch, size.out)
+        in.const_data_ptr<storage_t>(),
+        size.batch,
+        out.mutable_data_ptr<storage_t>()
     );
   });
   return out;
@@ -434,10 +353,10 @@ std::tuple<Tensor, Tensor> sparse_linear_backward_cpu(
   );
   std::vector<int64_t> shape(grad.sizes().begin(), grad.sizes().end());
   shape.back() = values ? in_features : 0;
-  Tensor grad_x = empty_laid_out(x ? *x : grad, shape);
+  Tensor grad_x = torch::stable::new_empty(grad, shape);
   Tensor grad_values = torch::stable::new_empty(grad, std::vector<int64_t>{x ? size.nnz : 0});
-  const Tensor from = laid_out(grad);
-  const std::optional<Tensor> in = x ? std::make_optional(laid_out(*x)) : std::nullopt;
+  const Tensor from = row_major(grad);
+  const std::optional<Tensor> in = x ? std::make_optional(row_major(*x)) : std::nullopt;
   const std::optional<Tensor> weights =
       values ? std::make_optional(row_major(*values)) : std::nullopt;
   dispatch(op, grad, col_indices, [&](auto tag, auto index_tag) {
@@ -462,8 +381,9 @@ std::tuple<Tensor, Tensor> sparse_linear_backward_cpu(
         const auto sums = sample<storage_t, index_t>(
             w,
             nullptr,
-            read<storage_t>(*in, size.batch, size.in),
-            read<storage_t>(from, size.batch, size.out),
+            in->const_data_ptr<storage_t>(),
+            from.const_data_ptr<storage_t>(),
+            size.batch,
             nullptr
         );
         scatter_sum<storage_t, index_t>(
@@ -482,22 +402,27 @@ std::tuple<Tensor, Tensor> sparse_linear_backward_cpu(
         size.out,
         size.nnz,
     };
-    const auto to = written<storage_t>(grad_x, size.batch, size.in);
     const index_t* order = permutation->const_data_ptr<index_t>();
     const auto weight =
         gathered<storage_t, index_t>(op, weights->const_data_ptr<storage_t>(), order, size.nnz);
     if (!x) {
       multiply<storage_t, index_t>(
-          transposed, weight.get(), nullptr, read<storage_t>(from, size.batch, size.out), to
+          transposed,
+          weight.get(),
+          nullptr,
+          from.const_data_ptr<storage_t>(),
+          size.batch,
+          grad_x.mutable_data_ptr<storage_t>()
       );
       return;
     }
     const auto sums = sample<storage_t, index_t>(
         transposed,
         weight.get(),
-        read<storage_t>(from, size.batch, size.out),
-        read<storage_t>(*in, size.batch, size.in),
-        &to
+        from.const_data_ptr<storage_t>(),
+        in->const_data_ptr<storage_t>(),
+        size.batch,
+        grad_x.mutable_data_ptr<storage_t>()
     );
     scatter_sum<storage_t, index_t>(
         sums, order, size.nnz, grad_values.mutable_data_ptr<storage_t>()

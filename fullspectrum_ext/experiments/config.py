@@ -15,7 +15,7 @@ import torch
 
 from fullspectrum_ext import pruning
 from fullspectrum_ext.experiments.data import DATASETS
-from fullspectrum_ext.experiments.methods import parse_method
+from fullspectrum_ext.experiments.methods import ABLATIONS, parse_method
 from fullspectrum_ext.experiments.models import MODELS, check_model
 from fullspectrum_ext.experiments.models.imported import is_import_path
 
@@ -61,11 +61,12 @@ class TrainConfig:
         f"Pruning methods to compare: {', '.join(pruning.methods())}; "
         "pags:BASE samples around BASE; dense prunes nothing; "
         "omp, gmp, imp and imp:lr prune by magnitude in the course of training; probmask and "
-        "probmask:vr_pge learn masks; kstarts, dissipating and dissipating:kstarts prune in the "
-        "first epochs. After those that prune before training may follow :drift (of pags, the "
-        "authors' procedure: the number of weights is not kept to), then :warm (prune after "
-        "warm-epochs of dense training, and train on from there), then, as after imp, a sanity "
-        f"ablation (snip:shuffled): {', '.join(pruning.ABLATIONS)}.",
+        "probmask:vr_pge learn masks, probmask:supermask learns them for the initial weights; "
+        "kstarts, dissipating and dissipating:kstarts prune in the first epochs. After those that "
+        "prune before training may follow :drift (of pags, the authors' procedure: the number of "
+        "weights is not kept to), then :warm (prune after warm-epochs of dense training, and train "
+        "on from there), then, as after imp, a sanity ablation (snip:shuffled): "
+        f"{', '.join(ABLATIONS)}.",
     )
     sparsity: float = _setting(0.95, "Fraction of the weights that is removed, in [0, 1).")
     candidates: int = _setting(100, "Masks that pags draws and chooses from.")
@@ -108,15 +109,15 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name, kind in get_type_hints(type(self)).items():
-            object.__setattr__(self, name, _of_kind(name, getattr(self, name), kind))
+            object.__setattr__(self, name, of_kind(name, getattr(self, name), kind))
         _check_choice("data", self.data, DATASETS)
         if not is_import_path(self.model):
             _check_choice("model", self.model, MODELS)
         check_model(self.model, DATASETS[self.data].kind)
         _check_choice("optimizer", self.optimizer, OPTIMIZERS)
         _check_choice("backend", self.backend, BACKENDS)
-        _check_list("methods", self.methods)
-        _check_list("seeds", self.seeds)
+        check_list("methods", self.methods)
+        check_list("seeds", self.seeds)
         names = {method: parse_method(method) for method in self.methods}
         at_least_one = ("candidates", "epochs", "warm_epochs", "early_epochs", "batch_size")
         for name in (*at_least_one, "coordinate_every", "rewind_epoch", "threads"):
@@ -145,7 +146,9 @@ class TrainConfig:
         _check_device(self.device)
 
     def resolved(self) -> "TrainConfig":
-        """The same settings with the number of threads that 0 stands for on this machine."""
+        """The same settings, if their device is here, with the threads that 0 stands for here."""
+        if torch.device(self.device).type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"device: {self.device!r} asked for, but torch finds no CUDA device")
         return dataclasses.replace(self, threads=self.threads or torch.get_num_threads())
 
     def digest(self) -> str:
@@ -176,11 +179,11 @@ def load_config(file: Path | None = None, **flags: Any) -> TrainConfig:
     """
     values: dict[str, Any] = {}
     if file is not None:
-        values = _read_toml(file)
+        values = parse_toml(Path(file).read_bytes(), str(file))
         known = [field.name for field in dataclasses.fields(TrainConfig)]
         for key in values:
             if key not in known:
-                raise ValueError(f"{file}: unknown key {key!r}{_nearest(key, known)}")
+                raise ValueError(f"{file}: unknown key {key!r}{nearest(key, known)}")
     given = {key: value for key, value in flags.items() if value is not None}
     if file is None:
         return TrainConfig(**given)
@@ -222,19 +225,20 @@ def _toml_value(value: object) -> str:
     raise TypeError(f"expected text, a number, a truth value or a list, got {value!r}")
 
 
-def _read_toml(file: Path) -> dict[str, Any]:
+def parse_toml(content: bytes, file: str) -> dict[str, Any]:
+    """Read the content of a TOML file; a ValueError names the file where it is none."""
     try:
-        return tomllib.loads(Path(file).read_text(encoding="utf-8"))
+        return tomllib.loads(content.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{file}: expected a TOML file: {error}") from error
 
 
-def _of_kind(name: str, value: Any, kind: Any) -> Any:
-    """The value as the field's type has it: an int may stand for a float, a list for a tuple."""
+def of_kind(name: str, value: Any, kind: Any) -> Any:
+    """Return the value as its type has it: an int may stand for a float, a list for a tuple."""
     if get_origin(kind) is tuple:
         if not isinstance(value, list | tuple):
             raise TypeError(f"{name}: expected a list, got {value!r}")
-        return tuple(_of_kind(name, item, get_args(kind)[0]) for item in value)
+        return tuple(of_kind(name, item, get_args(kind)[0]) for item in value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not kind:
@@ -243,7 +247,8 @@ def _of_kind(name: str, value: Any, kind: Any) -> Any:
     return value
 
 
-def _check_list(name: str, values: Sequence[object]) -> None:
+def check_list(name: str, values: Sequence[object]) -> None:
+    """Refuse a list that is empty or holds a value twice."""
     if not values:
         raise ValueError(f"{name}: expected at least one, got none")
     for value in values:
@@ -254,7 +259,7 @@ def _check_list(name: str, values: Sequence[object]) -> None:
 def _check_choice(name: str, value: str, known: Iterable[str]) -> None:
     if value not in known:
         raise ValueError(
-            f"{name}: expected one of {', '.join(known)}, got {value!r}{_nearest(value, known)}"
+            f"{name}: expected one of {', '.join(known)}, got {value!r}{nearest(value, known)}"
         )
 
 
@@ -265,10 +270,9 @@ def _check_device(device: str) -> None:
         raise ValueError(f"device: expected cpu or cuda, got {device!r}") from error
     if kind not in {"cpu", "cuda"}:
         raise ValueError(f"device: expected cpu or cuda, got {device!r}")
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device: {device!r} asked for, but torch finds no CUDA device")
 
 
-def _nearest(word: str, known: Iterable[str]) -> str:
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return ``" (did you mean 'this'?)"``, or nothing where no known word is near."""
     close = difflib.get_close_matches(word, list(known), n=2)
     return f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""

@@ -14,6 +14,7 @@ from fullspectrum_ext import _core, _library
 _EXTRAS = {
     "digits": ("sklearn", "the digits data set of `fullspectrum train`"),
     "plots": ("matplotlib", "figures"),
+    "report": ("scipy", "the statistics of `fullspectrum report`"),
     "data": ("torchvision", "torchvision's data sets and models"),
     "logging": ("tensorboard", "TensorBoard logs"),
 }

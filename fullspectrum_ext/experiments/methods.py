@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -28,7 +29,9 @@ DENSE = "dense"
 """The name that stands for no pruning: all weights kept, trained by torch's own dense layers."""
 
 
-WARM, DRIFT = "warm", "drift"
+WARM, DRIFT, INVERTED = "warm", "drift", "inverted"
+ABLATIONS = (*pruning.ABLATIONS, INVERTED)
+"""Those of :func:`fullspectrum_ext.audit`, and that of ``fullspectrum_ext.prune(invert=True)``."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class MethodName:
         base: What pags samples around; empty for all others.
         drift: Whether pags takes layers as they are, as its authors' code does.
         warm: Whether the network is trained dense first, and trained on from there once pruned.
-        ablation: One of :data:`fullspectrum_ext.pruning.ABLATIONS`; empty for none.
+        ablation: One of :data:`ABLATIONS`; empty for none.
     """
 
     method: str
@@ -49,6 +52,11 @@ class MethodName:
     drift: bool = False
     warm: bool = False
     ablation: str = ""
+
+    @property
+    def audit(self) -> str:
+        """The ablation of what the method found, if it is one of :func:`fullspectrum_ext.audit`."""
+        return "" if self.ablation == INVERTED else self.ablation
 
     @property
     def trains(self) -> bool:
@@ -61,9 +69,10 @@ def parse_method(name: str) -> MethodName:
 
     Args:
         name: A registered pruning method or ``pags:BASE``, with ``:drift`` after it where it is
-            pags, then ``:warm``, then one of :data:`fullspectrum_ext.pruning.ABLATIONS`. Or a key
-            of :data:`fullspectrum_ext.experiments.procedures.PROCEDURES`, of which ``imp`` may have
-            an ablation after it. Or ``dense``.
+            pags, then ``:warm``, then one of :data:`ABLATIONS`. Or a key of
+            :data:`fullspectrum_ext.experiments.procedures.PROCEDURES`, of which ``imp`` may have an
+            ablation after it, but not ``inverted``; nor may pags, which has no scores either. Or
+            ``dense``.
 
     Returns:
         Its parts.
@@ -75,7 +84,7 @@ def parse_method(name: str) -> MethodName:
         >>> parse_method("pags:snip:warm:shuffled")
         MethodName(method='pags', base='snip', drift=False, warm=True, ablation='shuffled')
     """
-    rest, ablation = _split_last(name, pruning.ABLATIONS)
+    rest, ablation = _split_last(name, ABLATIONS)
     rest, warm = _split_last(rest, (WARM,))
     rest, drift = _split_last(rest, (DRIFT,))
     if rest == DENSE or rest in PROCEDURES:
@@ -99,6 +108,8 @@ def parse_method(name: str) -> MethodName:
         if base == "pags":
             raise ValueError(f"method: pags cannot be its own base, got {name!r}")
         base = base or ("snip" if method == "pags" else "")
+    if ablation == INVERTED and method in {"pags", "imp"}:
+        raise ValueError(f"method: {method} has no scores to be inverted, got {name!r}")
     if drift and method != "pags":
         raise ValueError(f"method: only the layers of pags can drift, got {name!r}")
     return MethodName(method, base, bool(drift), bool(warm), ablation)
@@ -120,12 +131,14 @@ def make_masks(
     data: Iterable[tuple[Tensor, Tensor]] | None,
     seed: int,
     progress: Callable[[int, int], None] | None = None,
+    checkpoint: Path | None = None,
 ) -> MaskSet:
     """Prune a model by a method's name, as it is, with no training.
 
     Args:
         method: See :func:`parse_method`; not one that prunes in the course of training. Whether it
-            is warm and what ablates it is left to the caller.
+            is warm, and the ablation if it is one of :func:`fullspectrum_ext.audit`, is left to the
+            caller.
         model: Dense; it is not changed.
         sparsity: Fraction of the weights to remove, which ``dense`` ignores. Give this or
             ``density``.
@@ -134,6 +147,7 @@ def make_masks(
         data: Batches for methods that look at data.
         seed: Of all that is random in it.
         progress: Called by ``pags`` with the number of candidates seen and of all of them.
+        checkpoint: File that ``pags`` keeps its search in, and goes on from.
 
     Returns:
         The masks.
@@ -144,10 +158,16 @@ def make_masks(
     options: dict[str, Any] = {}
     if name.method == "pags":
         options = {"base": name.base, "candidates": candidates, "drift": name.drift}
-        if progress is not None:
-            options["progress"] = progress
+        options |= {"progress": progress or False, "checkpoint": checkpoint}
     return pruning.prune(
-        model, name.method, sparsity=sparsity, density=density, data=data, seed=seed, **options
+        model,
+        name.method,
+        sparsity=sparsity,
+        density=density,
+        data=data,
+        seed=seed,
+        invert=name.ablation == INVERTED,
+        **options,
     )
 
 
@@ -184,6 +204,7 @@ class _PruneFirst:
             data=start.data,
             seed=self.seed,
             progress=lambda done, of: start.note(f"mask {done} of {of}"),
+            checkpoint=start.search,
         )
 
     def hook(self, _stage: int, _run: Run) -> Hook | None:

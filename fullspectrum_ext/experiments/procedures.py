@@ -10,6 +10,7 @@ import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from torch import Tensor, nn
@@ -67,12 +68,15 @@ class StageStart:
         masks: As the stage before left them; None in the first stage.
         data: Batches for methods that look at data.
         note: Say how far it is, in a few words.
+        search: File for a long search, to go on from after a kill; the driver removes it when the
+            run's checkpoint has the masks.
     """
 
     model: nn.Module
     masks: MaskSet | None
     data: Iterable[tuple[Tensor, Tensor]]
     note: Callable[[str], None]
+    search: Path
 
 
 class Hook(Protocol):
@@ -211,11 +215,22 @@ class _LotteryTickets:
 
 
 class _LearnedMasks(_HookFirst):
-    """Learns masks with ProbMask for four fifths of the epochs, and trains what they keep on."""
+    """Learns masks with ProbMask for four fifths of the epochs, and trains what they keep on.
 
-    def __init__(self, config: TrainConfig, seed: int, *, estimator: Estimator) -> None:
-        self.sparsity, self.seed, self.estimator = config.sparsity, seed, estimator
-        learning = math.ceil(0.8 * config.epochs)
+    Without training the weights it learns masks to the end: nothing is left to train on then.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        seed: int,
+        *,
+        estimator: Estimator = "relaxed",
+        train_weights: bool = True,
+    ) -> None:
+        self.sparsity, self.seed = config.sparsity, seed
+        self.estimator, self.train_weights = estimator, train_weights
+        learning = math.ceil(0.8 * config.epochs) if train_weights else config.epochs
         self.stages = (
             Stage("learning masks", learning),
             Stage("fine-tuning", config.epochs - learning),
@@ -229,6 +244,7 @@ class _LearnedMasks(_HookFirst):
             sparsity=self.sparsity,
             steps=self.stages[0].epochs * len(run.batches),
             estimator=self.estimator,
+            train_weights=self.train_weights,
             seed=self.seed,
         )
 
@@ -268,7 +284,7 @@ class _EarlyPruning(_HookFirst):
 
 
 def _dissipating(model: nn.Module, _seed: int, **options: Any) -> Hook:
-    return DissipatingGradients(model, **options)
+    return DissipatingGradients(model, scope="erk", **options)
 
 
 def _kstarts(model: nn.Module, seed: int, **options: Any) -> Hook:
@@ -276,7 +292,7 @@ def _kstarts(model: nn.Module, seed: int, **options: Any) -> Hook:
 
 
 def _dissipating_kstarts(model: nn.Module, seed: int, **options: Any) -> Hook:
-    return DissipatingKStarts(model, seed=seed, **options)
+    return DissipatingKStarts(model, seed=seed, scope="erk", **options)
 
 
 PROCEDURES: Mapping[str, Callable[[TrainConfig, int], Procedure]] = {
@@ -284,8 +300,9 @@ PROCEDURES: Mapping[str, Callable[[TrainConfig, int], Procedure]] = {
     "gmp": _Gradual,
     "imp": functools.partial(_LotteryTickets, rewind_weights=True),
     "imp:lr": functools.partial(_LotteryTickets, rewind_weights=False),
-    "probmask": functools.partial(_LearnedMasks, estimator="relaxed"),
+    "probmask": _LearnedMasks,
     "probmask:vr_pge": functools.partial(_LearnedMasks, estimator="vr_pge"),
+    "probmask:supermask": functools.partial(_LearnedMasks, train_weights=False),
     "kstarts": functools.partial(_EarlyPruning, method=_kstarts),
     "dissipating": functools.partial(_EarlyPruning, method=_dissipating),
     "dissipating:kstarts": functools.partial(_EarlyPruning, method=_dissipating_kstarts, parts=2),

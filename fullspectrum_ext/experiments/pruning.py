@@ -36,7 +36,7 @@ def prune_by_name(
     Args:
         model: Key of ``MODELS``, or ``package.module:function`` that returns a module.
         method: A pruning method that needs no training, or ``pags:BASE``; perhaps with
-            ``:drift`` (of pags), then ``:shuffled``, ``:randomised`` or ``:inverted`` after it.
+            ``:drift`` (of pags) and an ablation of the masks (``:shuffled``) after it.
         sparsity: Fraction to remove. Give this or ``density``.
         density: Fraction to keep.
         data: Key of ``DATASETS`` (its training part is looked at), ``none``, or
@@ -91,7 +91,7 @@ def prune_by_name(
         seed=seed,
         progress=progress,
     )
-    return audit(network, masks, name.ablation, seed=seed).masks if name.ablation else masks
+    return audit(network, masks, name.audit, seed=seed).masks if name.audit else masks
 
 
 def _load_weights(network: nn.Module, file: Path) -> None:

@@ -22,7 +22,7 @@ from fullspectrum_ext._layers import (
     stored_size,
 )
 from fullspectrum_ext.checkpoints import Checkpoint, open_checkpoint
-from fullspectrum_ext.experiments.report import new_figure, png
+from fullspectrum_ext.experiments.figures import new_figure, png
 from fullspectrum_ext.masks import FORMAT, MaskSet
 from fullspectrum_ext.patterns import mask_pattern
 from fullspectrum_ext.spectral import FullSpectrum, LayerSpectrum

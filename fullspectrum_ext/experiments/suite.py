@@ -3,7 +3,8 @@
 import contextlib
 import dataclasses
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 
 from fullspectrum_ext.experiments.checkpoint import load_checkpoint, save_checkpoint
 from fullspectrum_ext.experiments.config import TrainConfig
-from fullspectrum_ext.experiments.data import FirstPass, load_data
+from fullspectrum_ext.experiments.data import Dataset, FirstPass, load_data
 from fullspectrum_ext.experiments.environment import environment
 from fullspectrum_ext.experiments.folder import RunFolder
 from fullspectrum_ext.experiments.methods import make_procedure, parse_method
@@ -40,6 +41,7 @@ def train(
     *,
     fresh: bool = False,
     progress: TrainingProgress | None = None,
+    load: Callable[..., Dataset] | None = None,
 ) -> dict[str, Any]:
     """Run a job, or what is left of it.
 
@@ -53,6 +55,7 @@ def train(
         folder: Where all files go.
         fresh: Throw away what is in the folder and start anew.
         progress: Where to show how far it is.
+        load: Called in the place of :func:`fullspectrum_ext.experiments.data.load_data`.
 
     Returns:
         What ``results.json`` holds: settings, environment, and the figures of each run.
@@ -61,7 +64,8 @@ def train(
     with folder.opened(config, fresh=fresh), reproducible(config.threads):
         if folder.results.is_file():
             return read_json(folder.results)
-        job = _Job(config, folder, progress or TrainingProgress())
+        dataset = (load or load_data)(config.data, config.data_path, augment=config.augment)
+        job = _Job(config, folder, dataset, progress or TrainingProgress())
         write_json(folder.results, job.run())
         return read_json(folder.results)
 
@@ -69,12 +73,13 @@ def train(
 class _Job:
     """The runs of a job, one after the other, in an open folder."""
 
-    def __init__(self, config: TrainConfig, folder: RunFolder, progress: TrainingProgress) -> None:
+    def __init__(
+        self, config: TrainConfig, folder: RunFolder, dataset: Dataset, progress: TrainingProgress
+    ) -> None:
         self.config = config
         self.folder = folder
         self.progress = progress
         self.threads = torch.get_num_threads()
-        dataset = load_data(config.data, config.data_path, augment=config.augment)
         self.dataset = dataset.to(torch.device(config.device))
         # A seed's methods come together, so that an unfinished job already compares them.
         self.order = [(method, seed) for seed in config.seeds for method in config.methods]
@@ -110,7 +115,7 @@ class _MethodRun:
         self.progress, self.threads = job.progress, job.threads
         self.method, self.seed = method, seed
         self.title = f"{method}, seed {seed}"
-        self.ablation = parse_method(method).ablation
+        self.ablation = parse_method(method).audit
         self.procedure = make_procedure(method, job.config, seed)
         self.stages = self.procedure.stages
         self.stage = 0
@@ -125,6 +130,8 @@ class _MethodRun:
     def complete(self, state: dict[str, Any] | None) -> dict[str, Any]:
         """Bring the run from its checkpoint, or from nothing, to its end and judge it."""
         done = state["epoch"] if state else 0
+        if torch.device(self.config.device).type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.config.device)
         self.progress.start_run(f"{self.title}: pruning", self.epochs, done)
         if state is None:
             self._begin_first()
@@ -183,6 +190,7 @@ class _MethodRun:
             raise ValueError(f"{checkpoint}: does not fit the run: {error}") from error
 
     def _train_stage(self) -> None:
+        self._search_file().unlink(missing_ok=True)  # what it found is in the run's checkpoint
         title = self.stages[self.stage].title
         self.progress.note(f"{self.title}: {title}" if title else self.title)
         end = sum(stage.epochs for stage in self.stages[: self.stage + 1])
@@ -231,6 +239,7 @@ class _MethodRun:
             before,
             data=FirstPass(self.dataset.train, self.config.batch_size, self.seed),
             note=lambda words: self.progress.note(f"{self.title}: {words}"),
+            search=self._search_file(),
         )
         with self._named():
             masks = self.procedure.masks(self.stage, start)
@@ -239,6 +248,8 @@ class _MethodRun:
         if self.ablation and self._is_last():
             model, masks = audit(model, masks, self.ablation, seed=self.seed)
         self.pruning_seconds += time.perf_counter() - clock
+        if "pags" in masks.meta:
+            write_json(self.folder.trace(self.method, self.seed), masks.meta["pags"])
         path = self.folder.masks(self.method, self.seed, self._stage_in_names())
         masks.save(path)
         self.masks = MaskSet.load(path)  # as a resumed run has them, on the CPU
@@ -275,6 +286,9 @@ class _MethodRun:
 
     def _masks_now(self) -> MaskSet:
         return self.masks if self.run.hook is None else self.run.hook.masks
+
+    def _search_file(self) -> Path:
+        return self.folder.search(self.method, self.seed, self._stage_in_names())
 
     def _stage_in_names(self) -> int | None:
         """What the names of the stage's files hold; nothing for the last one, whose masks stay."""
@@ -319,5 +333,14 @@ class _MethodRun:
             "norm_before": before.norm(),
             "norm_after": after.norm(),
             "anchor_distance": after.distance(before),
+            "held_bytes": self.run.held_bytes,
+            **self._peak(),
             **found,
         }
+
+    def _peak(self) -> dict[str, int]:
+        """The most bytes that were ever taken on a GPU, by what of the run was in this process."""
+        device = torch.device(self.config.device)
+        if device.type != "cuda":
+            return {}
+        return {"peak_bytes": torch.cuda.max_memory_allocated(device)}

@@ -16,6 +16,7 @@ from fullspectrum_ext.experiments.config import TrainConfig
 from fullspectrum_ext.experiments.data import Batches, Dataset, Split
 from fullspectrum_ext.experiments.procedures import Hook
 from fullspectrum_ext.experiments.spectrum_logger import SpectrumLogger
+from fullspectrum_ext.nn import training_bytes
 
 
 @contextlib.contextmanager
@@ -82,6 +83,16 @@ class Run:
     def steps(self) -> int:
         """Optimizer steps in the epochs that are done."""
         return self.epoch * len(self.batches)
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of parameters, gradients, buffers and the optimizer's state, as they are now.
+
+        Gradients count also where they are not there yet: after an epoch, or a resumption.
+        """
+        states = self.optimizer.state.values()
+        tensors = (value for state in states for value in state.values() if torch.is_tensor(value))
+        return training_bytes(self.model, states=0) + sum(tensor.nbytes for tensor in tensors)
 
     def train_epoch(self) -> dict[str, float]:
         """Go through the training data once, then look at the validation data.

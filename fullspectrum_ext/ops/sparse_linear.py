@@ -44,14 +44,7 @@ def sparse_linear(
             error on the CPU and undefined results on CUDA.
 
     Returns:
-        The product, ``[..., out]``, contiguous; or in panels, as below.
-
-    Note:
-        On the CPU the kernels work on panels: 64 rows of the batch (32 in float64), turned to
-        feature-major. An input of shape ``[panels, 64, in]`` that lies so already,
-        ``x.unflatten(0, (-1, 64)).mT.contiguous().mT``, is taken as it is, and the product and the
-        gradient for it are left so. Elementwise operations keep the layout. Whether that is faster
-        has to be measured: ``benchmarks/README.md`` has cases of both kinds.
+        The product, ``[..., out]``, contiguous.
 
     Raises:
         TypeError: If an argument is no tensor, or dtypes are wrong or differ.
@@ -86,22 +79,6 @@ def sparse_linear(
 
 # ---- shapes ------------------------------------------------------------------------------------
 
-_PANEL_ROWS = {torch.float32: 64, torch.float64: 32}
-
-
-def _empty_laid_out(like: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Return an empty tensor of ``shape``, in panels where ``like`` is and the kernels keep it."""
-    rows = _PANEL_ROWS.get(like.dtype)
-    in_panels = (
-        rows is not None
-        and like.device.type == "cpu"
-        and like.dim() == 3
-        and like.stride() == (rows * like.shape[2], 1, rows)
-        and like.shape[1] == rows
-        and not like.is_contiguous()
-    )
-    return like.new_empty((shape[0], shape[2], shape[1])).mT if in_panels else like.new_empty(shape)
-
 
 @torch.library.register_fake("fullspectrum::sparse_linear")
 def _fake_sparse_linear(
@@ -115,7 +92,7 @@ def _fake_sparse_linear(
     row_indices: Tensor | None = None,
     permutation: Tensor | None = None,
 ) -> Tensor:
-    return _empty_laid_out(x, (*x.shape[:-1], out_features))
+    return x.new_empty((*x.shape[:-1], out_features))
 
 
 @torch.library.register_fake("fullspectrum::sparse_linear_backward")
@@ -130,9 +107,8 @@ def _fake_backward(
     row_indices: Tensor | None = None,
     permutation: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    shape = (*grad.shape[:-1], 0 if values is None else in_features)
     return (
-        _empty_laid_out(grad if x is None else x, shape),
+        grad.new_empty((*grad.shape[:-1], 0 if values is None else in_features)),
         grad.new_empty((0 if x is None else col_indices.shape[0],)),
     )
 

@@ -1,7 +1,7 @@
 """The one function that prunes."""
 
 import contextlib
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from fullspectrum_ext.pruning.arguments import (
 )
 from fullspectrum_ext.pruning.base import Loss, ScoringContext, find_method
 from fullspectrum_ext.pruning.batches import Batches
-from fullspectrum_ext.pruning.selection import check_scores, select
+from fullspectrum_ext.pruning.selection import Scores, check_scores, keep_top_per_layer, select
 
 _NOT_RECORDED = {"progress", "checkpoint"}  # options that do not change the masks
 
@@ -35,6 +35,7 @@ def prune(
     exclude: Patterns = None,
     seed: int | None = None,
     allow_collapse: bool = False,
+    invert: bool = False,
     **options: Any,
 ) -> MaskSet:
     """Choose which weights of a model to keep, by any registered method.
@@ -61,6 +62,9 @@ def prune(
         seed: Makes random masks, shuffles and dropout repeatable. By default it is derived from
             torch's random state, without advancing it: ``torch.manual_seed`` decides.
         allow_collapse: Accept masks that leave a layer without a single weight.
+        invert: Keep the lowest scores in place of the largest, as many in each layer: a sanity
+            check, which a method that finds good weights does not survive. See also
+            :func:`fullspectrum_ext.audit`.
         **options: Options of the method, see its own documentation.
 
     Returns:
@@ -69,7 +73,8 @@ def prune(
     Raises:
         TypeError: If an option is unknown or an argument has a wrong type.
         ValueError: If a value is out of range, the method unknown, the model not prunable, the
-            scores not finite, or a layer would lose all of its weights.
+            scores not finite, a layer would lose all of its weights, or there are no scores to
+            invert.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2))
@@ -95,16 +100,26 @@ def prune(
     with _own_random_state(seed, weights.values()), torch.inference_mode(False):
         result = registered.function(context, **options)
     unscored: list[str] = []
-    if not isinstance(result, MaskSet):
+    if isinstance(result, MaskSet):
+        if invert:
+            raise ValueError(f"invert: method {method!r} makes masks without scores to invert")
+    else:
         scores = check_scores(method, result, weights)
         unscored = [name for name, score in scores.items() if not bool(score.any())]
-        result = MaskSet(select(scores, density, scope))
+        masks = select(scores, density, scope)
+        result = MaskSet(_lowest_instead(scores, masks) if invert else masks)
     if not allow_collapse:
         refuse_collapse(result, unscored)
     made_by = {"method": method, "density": density, "scope": scope, "seed": seed}
+    made_by |= {"invert": True} if invert else {}
     recorded = {name: value for name, value in options.items() if name not in _NOT_RECORDED}
     result.meta = {**made_by, "options": recorded, **result.meta}
     return result
+
+
+def _lowest_instead(scores: Scores, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    counts = {name: int(mask.count_nonzero()) for name, mask in masks.items()}
+    return keep_top_per_layer({name: -score for name, score in scores.items()}, counts)
 
 
 @contextlib.contextmanager

@@ -39,11 +39,14 @@ def audit(
     ``"shuffled"``            permutes the mask
     ``"randomised"``          keeps as many weights, drawn without a look at the mask; the same
                               distribution as ``"shuffled"``, with its own draws
-    ``"inverted"``            keeps as many weights, all from among the removed ones as far as there
-                              are so many (a mask does not say which of these came next: drawn)
+    ``"complement"``          keeps as many weights, drawn from among the removed ones as far as
+                              there are so many
     ``"reinitialised"``       permutes the dense weight, and keeps the mask: other values of exactly
                               the same distribution, whatever the initialisation was
     ========================  ======================================================================
+
+    The literature's inversion, which keeps the *lowest* scores, needs the scores that a mask does
+    not have: ``fullspectrum_ext.prune(..., invert=True)``.
 
     Args:
         model: Dense, with the weights that training is to begin with.
@@ -67,7 +70,7 @@ def audit(
     Example:
         >>> model = nn.Sequential(nn.Linear(8, 4))
         >>> masks = {"0.weight": torch.arange(32).view(4, 8) < 8}
-        >>> audited = audit(model, masks, "inverted")
+        >>> audited = audit(model, masks, "complement")
         >>> audited.masks, bool((audited.masks["0.weight"] & masks["0.weight"]).any())
         (MaskSet(1 layer, 8 of 32 weights kept, sparsity 0.7500), False)
     """
@@ -105,7 +108,7 @@ def _random(mask: Tensor, generator: torch.Generator) -> Tensor:
     return _lowest(torch.rand(mask.shape, generator=generator, dtype=torch.float64), mask)
 
 
-def _inverted(mask: Tensor, generator: torch.Generator) -> Tensor:
+def _complement(mask: Tensor, generator: torch.Generator) -> Tensor:
     scores = torch.rand(mask.shape, generator=generator, dtype=torch.float64)
     return _lowest(scores + mask.cpu(), mask)  # kept ones come after all removed ones
 
@@ -118,6 +121,6 @@ def _lowest(scores: Tensor, mask: Tensor) -> Tensor:
 
 
 REINITIALISED = "reinitialised"
-_DRAWS: dict[str, _Draw] = {"shuffled": _shuffled, "randomised": _random, "inverted": _inverted}
+_DRAWS: dict[str, _Draw] = {"shuffled": _shuffled, "randomised": _random, "complement": _complement}
 ABLATIONS = (*_DRAWS, REINITIALISED)
 """What :func:`audit` can do."""

@@ -6,9 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fullspectrum_ext import _checks
 from fullspectrum_ext._layers import Patterns
 from fullspectrum_ext.pruning.early import EarlyPruning
-from fullspectrum_ext.pruning.selection import keep_top
+from fullspectrum_ext.pruning.gradual import select_left
+from fullspectrum_ext.pruning.selection import SCOPES
 
 
 class DissipatingGradients(EarlyPruning):
@@ -19,9 +21,12 @@ class DissipatingGradients(EarlyPruning):
 
     .. math:: \rho = |w - w^0| / (|w^0| + 10^{-12})
 
-    and the lowest are removed over all layers together, for good. The number kept falls in equal
-    steps from all to ``round(density * N)``. Weight decay moves every weight in the same
-    proportion, which does not change their order. See :class:`EarlyPruning` for how to call it::
+    and the lowest are removed for good. The number kept falls in equal steps from all to
+    ``round(density * N)``. Where layers start from weights of different sizes, as in convolutional
+    networks, those with large ones come out last in a ranking over all layers, and the first layer
+    may keep next to nothing: give another ``scope`` there. Weight decay moves every weight in the
+    same proportion, which does not change their order. See :class:`EarlyPruning` for how to call
+    it::
 
         dissipating = fs.DissipatingGradients(model, sparsity=0.9, steps=2 * len(loader))
         for x, y in batches:
@@ -32,11 +37,14 @@ class DissipatingGradients(EarlyPruning):
         fs.sparsify(model, dissipating.masks)
 
     Args:
-        model: Its ``Linear`` and ``Conv2d`` layers are pruned; their weights are the start.
+        model: Its ``Linear``, ``Conv2d``, ``RNN``, ``LSTM`` and ``GRU`` layers are pruned; their
+            weights are the start.
         sparsity: Fraction of the weights to remove. Give this or ``density``.
         density: Fraction to keep.
         steps: Optimizer steps until the last removal: those of the first epochs.
         rounds: Removals in this time.
+        scope: ``"global"``: the lowest over all layers together. ``"layer"``, ``"er"``, ``"erk"``:
+            the lowest of each, as for :func:`fullspectrum_ext.prune`.
         include: Glob patterns of parameter or layer names; only these are pruned.
         exclude: Glob patterns of names to leave out.
         allow_collapse: Accept masks that leave a layer without a single weight.
@@ -66,11 +74,14 @@ class DissipatingGradients(EarlyPruning):
         density: float | None = None,
         steps: int,
         rounds: int = 2,
+        scope: str = "global",
         include: Patterns = None,
         exclude: Patterns = None,
         allow_collapse: bool = False,
     ) -> None:
         super().__init__(model, sparsity, density, steps, rounds, include, exclude, allow_collapse)
+        _checks.check_choice("scope", scope, SCOPES)
+        self.scope = scope
         self._start = {name: weight.detach().clone() for name, weight in self._weights.items()}
 
     def state_dict(self) -> dict[str, Any]:
@@ -86,12 +97,14 @@ class DissipatingGradients(EarlyPruning):
 
     def _made_by(self) -> dict[str, Any]:
         options = {"steps": self.steps, "rounds": self.rounds}
-        return {"method": "dissipating", "density": self.density, "options": options}
+        made_by = {"method": "dissipating", "density": self.density, "scope": self.scope}
+        return {**made_by, "options": options}
 
     def _end_round(self, number: int) -> None:
         size = sum(self._sizes)
         left = size - round((size - self._count) * number / self.rounds)
-        self._kept = keep_top({name: self._moved(name) for name in self._weights}, left)
+        moved = {name: self._moved(name) for name in self._weights}
+        self._kept = select_left(moved, self._kept, left / size, self.scope)
 
     def _moved(self, name: str) -> Tensor:
         weight, start = self._weights[name].detach(), self._start[name]

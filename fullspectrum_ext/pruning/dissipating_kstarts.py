@@ -23,7 +23,8 @@ class DissipatingKStarts:
     survivors and take it to :math:`d`. It is called as they are.
 
     Args:
-        model: Its ``Linear`` and ``Conv2d`` layers are pruned; their weights are the start.
+        model: Its ``Linear``, ``Conv2d``, ``RNN``, ``LSTM`` and ``GRU`` layers are pruned; their
+            weights are the start.
         sparsity: Fraction of the weights to remove. Give this or ``density``.
         density: Fraction to keep.
         steps: Optimizer steps until the masks are final.
@@ -31,6 +32,8 @@ class DissipatingKStarts:
         candidates: Masks drawn.
         fitness: ``"weight"``, ``"gradient"`` or ``"both"``.
         compete: ``"layer"`` or ``"network"``.
+        scope: What the first half spreads the weights over layers by, as in
+            :class:`DissipatingGradients`; the second half removes the same share of each.
         include: Glob patterns of parameter or layer names; only these are pruned.
         exclude: Glob patterns of names to leave out.
         seed: Of the masks; by default torch's random state decides it.
@@ -67,6 +70,7 @@ class DissipatingKStarts:
         candidates: int = 10,
         fitness: Fitness = "both",
         compete: Compete = "layer",
+        scope: str = "global",
         include: Patterns = None,
         exclude: Patterns = None,
         seed: int | None = None,
@@ -93,7 +97,7 @@ class DissipatingKStarts:
         }
         KStarts(model, **self._options)  # refuses now what it would refuse in the middle
         self._dissipating = DissipatingGradients(
-            model, density=math.sqrt(self.density), steps=steps // 2, **common
+            model, density=math.sqrt(self.density), steps=steps // 2, scope=scope, **common
         )
         self._kstarts: KStarts | None = None
 

@@ -60,7 +60,7 @@ class GradualPruning:
     masks are in the model's.
 
     Args:
-        model: Its ``Linear`` and ``Conv2d`` layers are pruned.
+        model: Its ``Linear``, ``Conv2d``, ``RNN``, ``LSTM`` and ``GRU`` layers are pruned.
         optimizer: The one that trains it.
         sparsity: Fraction of the weights removed in the end, in (0, 1).
         end: Optimizer steps after which it is reached.
@@ -236,15 +236,32 @@ def keep_largest(
     for name, score in scores.items():
         if not bool(score.max() < torch.inf):  # the largest of some with NaN is NaN
             raise ValueError(f"model: {name} holds NaN or infinite values")
+    kept = select_left(scores, masks, density, scope)
+    refuse_empty(kept, f"density {density:.3g}")
+    return kept
+
+
+def select_left(
+    scores: Mapping[str, Tensor], masks: Mapping[str, Tensor], density: float, scope: str
+) -> dict[str, Tensor]:
+    """Keep the largest scores of the weights that are left, ``round(density * N)`` of all ``N``.
+
+    Args:
+        scores: Name to scores, ``-inf`` for weights that are gone.
+        masks: Name to which are left.
+        density: Fraction of all weights, at most that which is left.
+        scope: How the budget is spread over layers. No layer gets back what it has lost: what it
+            cannot fill goes to the others.
+
+    Returns:
+        Name to mask.
+    """
     left = {name: int(mask.count_nonzero()) for name, mask in masks.items()}
     if scope == "global":
         count = total_count([score.numel() for score in scores.values()], density)
-        kept = keep_top(scores, min(count, sum(left.values())))
-    else:
-        asked = layer_counts({name: score.shape for name, score in scores.items()}, density, scope)
-        kept = keep_top_per_layer(scores, _at_most(asked, left))
-    refuse_empty(kept, f"density {density:.3g}")
-    return kept
+        return keep_top(scores, min(count, sum(left.values())))
+    asked = layer_counts({name: score.shape for name, score in scores.items()}, density, scope)
+    return keep_top_per_layer(scores, _at_most(asked, left))
 
 
 def refuse_empty(masks: Mapping[str, Tensor], cause: str) -> None:

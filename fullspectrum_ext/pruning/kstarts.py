@@ -42,7 +42,7 @@ class KStarts(EarlyPruning):
         fs.sparsify(model, kstarts.masks)
 
     Args:
-        model: Its ``Linear`` and ``Conv2d`` layers are pruned.
+        model: Its ``Linear``, ``Conv2d``, ``RNN``, ``LSTM`` and ``GRU`` layers are pruned.
         sparsity: Fraction of the weights to remove. Give this or ``density``.
         density: Fraction to keep.
         steps: Optimizer steps until the fittest is known: those of the first epochs.

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -69,13 +69,14 @@ class ProbMask:
     begin at the density, and the budget is :math:`K` throughout.
 
     Args:
-        model: Its ``Linear`` and ``Conv2d`` layers are masked. All on one device.
+        model: Its ``Linear``, ``Conv2d``, ``RNN``, ``LSTM`` and ``GRU`` layers are masked. All on
+            one device.
         sparsity: Fraction of the weights that is removed in the end. Give this or ``density``.
         density: Fraction that is kept.
         steps: Training steps, after which the probabilities have settled.
         estimator: How the scores get their gradient: ``"relaxed"`` or ``"vr_pge"``.
         train_weights: False learns a supermask: the weights under the masks get no gradient and so
-            stay what they are.
+            stay what they are. Biases and normalisation are the optimizer's, as ever.
         learning_rate: Of the scores, in the first step.
         include: Glob patterns of parameter or layer names; only these are masked (and counted).
         exclude: Glob patterns of names to leave out.
@@ -299,13 +300,13 @@ class ProbMask:
         for name, weight in self._weights.items():
             source = weight if self.train_weights else weight.detach()
             masked = source * masks[name].to(weight.dtype)
-            for layer in self._places[name]:
-                layer._parameters["weight"] = masked  # type: ignore[assignment]
+            for place in self._places[name]:
+                place.put(masked)
 
     def _put_weights_back(self, _model: nn.Module, _arguments: object, _output: object) -> None:
         for name, weight in self._weights.items():
-            for layer in self._places[name]:
-                layer._parameters["weight"] = weight
+            for place in self._places[name]:
+                place.put(weight)
 
     def _draw(self, score: Tensor) -> Tensor:
         uniform = torch.rand(score.shape, generator=self._generator, device=score.device)
@@ -337,21 +338,37 @@ class ProbMask:
         return self._masks
 
 
-def _places(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, list[nn.Module]]:
+class _Place(NamedTuple):
+    """Where a layer finds a weight to compute with."""
+
+    layer: nn.Module
+    parameter: str
+
+    def put(self, weight: Tensor) -> None:
+        """Let the layer compute with this weight; its own stays in the state dict."""
+        if isinstance(self.layer, nn.RNNBase):  # hands a list of all its weights to torch's kernels
+            self.layer._update_flat_weights()  # before, as torch would do it in its forward
+            place = self.layer._flat_weights_names.index(self.parameter)
+            self.layer._flat_weights[place] = weight
+        else:
+            self.layer._parameters[self.parameter] = weight  # type: ignore[assignment]
+
+
+def _places(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, list[_Place]]:
     """Return for each weight the layers that use it: more than one where they share it."""
     names = {id(weight): name for name, weight in weights.items()}
-    places: dict[str, list[nn.Module]] = {name: [] for name in weights}
+    places: dict[str, list[_Place]] = {name: [] for name in weights}
     for layer in model.modules():
         for parameter, weight in layer._parameters.items():
             if id(weight) not in names:
                 continue
             name = names[id(weight)]
-            if not isinstance(layer, PRUNABLE) or parameter != "weight":
+            if not isinstance(layer, (*PRUNABLE, nn.RNNBase)):
                 raise ValueError(
-                    f"model: ProbMask masks the weights of Linear and Conv2d, but {name} is "
-                    f"{parameter!r} of {type(layer).__name__}; exclude it"
+                    "model: ProbMask masks the weights of Linear, Conv2d, RNN, LSTM and GRU, but "
+                    f"{name} is {parameter!r} of {type(layer).__name__}; exclude it"
                 )
-            places[name].append(layer)
+            places[name].append(_Place(layer, parameter))
     return places
 
 

@@ -7,11 +7,13 @@ import torch
 from jobs import SMALL, outcome, train_killed
 
 from fullspectrum_ext.experiments import RunFolder, train
+from fullspectrum_ext.experiments.models import build_model
 from fullspectrum_ext.masks import MaskSet
 
 METHODS = ("probmask", "probmask:vr_pge", "kstarts", "dissipating", "dissipating:kstarts")
+METHODS += ("probmask:supermask",)
 CONFIG = dataclasses.replace(
-    SMALL, methods=METHODS, seeds=(0,), epochs=3, sparsity=0.7, coordinate_every=0
+    SMALL, methods=METHODS, seeds=(0,), epochs=3, sparsity=0.7, backend="sparse"
 )
 
 
@@ -53,7 +55,23 @@ def test_the_first_epochs_in_which_masks_compete_can_be_more_or_fewer(tmp_path):
     assert pruned == [1, 2, 3, 2, 3]
 
 
-@pytest.mark.parametrize("moment", [2, 3, 5, 9, 13, 16])
+def test_a_supermask_keeps_the_initial_weights_and_learns_all_the_time(uninterrupted):
+    (run,) = [r for r in outcome(uninterrupted)["runs"] if r["method"] == "probmask:supermask"]
+    assert run["coordinate_after"] == run["coordinate_before"]
+    folder = RunFolder(uninterrupted)
+    masks = MaskSet.load(folder.masks("probmask:supermask", 0))
+    ended = torch.load(folder.checkpoint("probmask:supermask", 0), weights_only=True)["model"]
+    initial = build_model("mlp", (1, 8, 8), 10, 0)
+    for name, mask in masks.items():
+        values = ended[name.replace("weight", "values")]
+        assert torch.equal(values, initial.get_parameter(name)[mask])
+    assert not torch.equal(ended["fc1.bias"], initial.fc1.bias)
+    records = [r for r in outcome(uninterrupted)["records"] if r["method"] == run["method"]]
+    rates = [r["learning_rate"] for r in records]
+    assert rates == pytest.approx([CONFIG.learning_rate * r for r in (1, 0.75, 0.25)])
+
+
+@pytest.mark.parametrize("moment", [2, 3, 5, 9, 13, 16, 25])
 def test_a_killed_job_ends_as_an_uninterrupted_one(uninterrupted, tmp_path, moment):
     train_killed(CONFIG, RunFolder(tmp_path / "run"), moment, after=False)
     train(CONFIG, RunFolder(tmp_path / "run"))

@@ -40,14 +40,10 @@ SMALL = {
     "lstm": functools.partial(character_lstm, width=16),
 }
 WALKS = "'phew' walks from layer to layer"
-# A patch of few pixels has initial weights so large that no step is a large part of them.
-LOST = "leaves no weight in patches.weight"
 REFUSED = {
     ("phew", "resnet20"): WALKS,
     ("phew", "vit"): WALKS,
     ("phew", "lstm"): WALKS,
-    ("dissipating", "vit"): LOST,
-    ("dissipating:kstarts", "vit"): LOST,
 }
 
 
@@ -118,7 +114,8 @@ def test_it_keeps_as_many_weights_as_asked_and_trains_them_alone(method, model, 
     initial = build_model(model, small_data(model).shape, small_data(model).classes, 0).state_dict()
     for name, mask in masks.items():
         assert not state[name][~mask].any()
-        assert (state[name][mask] != initial[name][mask]).any()
+        moved = bool((state[name][mask] != initial[name][mask]).any())
+        assert moved != (method == "probmask:supermask")  # which learns masks alone
     assert all(bool(tensor.isfinite().all()) for tensor in state.values())
 
     if method not in SPARSE_AND_MASKED:

@@ -120,7 +120,7 @@ def test_a_point_to_rewind_to_lies_within_the_epochs():
 
 
 def test_ablations_break_what_they_say_and_keep_the_layers_counts(tmp_path):
-    names = ("snip", "snip:shuffled", "snip:reinitialised", "imp", "imp:inverted")
+    names = ("snip", "snip:shuffled", "snip:reinitialised", "imp", "imp:complement")
     config = dataclasses.replace(CONFIG, methods=names, epochs=1, rewind_epoch=0, sparsity=0.6)
     runs = {run["method"]: run for run in train(config, RunFolder(tmp_path / "run"))["runs"]}
 
@@ -128,8 +128,8 @@ def test_ablations_break_what_they_say_and_keep_the_layers_counts(tmp_path):
     counts = {name: [int(mask.sum()) for mask in masks[name].values()] for name in names}
     assert counts["snip"] == counts["snip:shuffled"] == counts["snip:reinitialised"]
     assert masks["snip"] == masks["snip:reinitialised"] != masks["snip:shuffled"]
-    assert counts["imp"] == counts["imp:inverted"]
-    assert not bool((masks["imp"]["fc2.weight"] & masks["imp:inverted"]["fc2.weight"]).any())
+    assert counts["imp"] == counts["imp:complement"]
+    assert not bool((masks["imp"]["fc2.weight"] & masks["imp:complement"]["fc2.weight"]).any())
     norms = {name: run["norm_before"] for name, run in runs.items()}
     assert norms["snip"] != norms["snip:reinitialised"]
     assert len({run["test_accuracy"] for run in runs.values()}) > 1
@@ -142,6 +142,8 @@ def test_ablations_break_what_they_say_and_keep_the_layers_counts(tmp_path):
         ("dense:inverted", "method: expected a method that prunes before training"),
         ("snip:shaken", "method: only pags samples around a base"),
         ("imp:snip", "method: "),
+        ("imp:inverted", "method: imp has no scores to be inverted, got 'imp:inverted'"),
+        ("pags:snip:inverted", "method: pags has no scores to be inverted"),
         ("imp:warm", "method: expected a method that prunes before training, to be warm"),
         ("dense:warm", "method: expected a method that prunes before training, to be warm"),
         ("snip:drift", "method: only the layers of pags can drift, got 'snip:drift'"),
@@ -161,13 +163,15 @@ def test_pags_around_random_is_no_ablation():
 
 
 def test_pruning_by_name_takes_ablated_masks_and_no_method_that_trains():
-    plain, shuffled, inverted = (
+    plain, shuffled, inverted, complement = (
         prune_by_name("mlp", f"magnitude{ablation}", sparsity=0.9)
-        for ablation in ("", ":shuffled", ":inverted")
+        for ablation in ("", ":shuffled", ":inverted", ":complement")
     )
     for name, mask in plain.items():
         assert int(mask.sum()) == int(shuffled[name].sum()) == int(inverted[name].sum())
         assert not bool((mask & inverted[name]).any())
+        assert not bool((mask & complement[name]).any())
+        assert not torch.equal(inverted[name], complement[name])
     assert plain != shuffled
     with pytest.raises(ValueError, match="method: imp prunes in the course of training"):
         prune_by_name("mlp", "imp", sparsity=0.9)

@@ -12,8 +12,8 @@ from torch import nn
 from fullspectrum_ext.experiments import RunFolder, train
 from fullspectrum_ext.experiments.config import TrainConfig
 from fullspectrum_ext.experiments.extras import MissingExtraError
-from fullspectrum_ext.experiments.report import draw_figure
 from fullspectrum_ext.experiments.spectrum_logger import SpectrumLogger
+from fullspectrum_ext.experiments.summary import draw_figure
 from fullspectrum_ext.spectral import full_spectrum
 
 LOGGED = dataclasses.replace(SMALL, coordinate_every=2)
@@ -98,12 +98,12 @@ def test_an_interrupted_run_measures_the_same(logged, tmp_path, monkeypatch):
 
 
 def test_the_figure_has_a_panel_for_it(logged, monkeypatch):
-    import fullspectrum_ext.experiments.report as report
+    import fullspectrum_ext.experiments.summary as summary
 
     panels = []
-    draw = report._draw_trajectories
+    draw = summary._draw_trajectories
     monkeypatch.setattr(
-        report,
+        summary,
         "_draw_trajectories",
         lambda panel, curves: (panels.append(panel), draw(panel, curves)),
     )

@@ -48,6 +48,24 @@ def test_records_hold_each_epoch_once(uninterrupted):
     assert rates == sorted(rates, reverse=True)
 
 
+def test_bytes_held_are_those_of_the_weights_that_are_kept(tmp_path):
+    config = dataclasses.replace(SMALL, epochs=1, seeds=(0,))
+    weights, biases = 64 * 300 + 300 * 100 + 100 * 10, 300 + 100 + 10
+    held = {}
+    for backend in ("sparse", "masked"):
+        runs = train(dataclasses.replace(config, backend=backend), RunFolder(tmp_path / backend))
+        held |= {(backend, run["method"]): run["held_bytes"] for run in runs["runs"]}
+
+    # float32 weights, gradients and Adam's two moments; a count of steps for each parameter
+    dense = 16 * (weights + biases) + 4 * 6
+    kept = 2510
+    layers = ((64, 300), (300, 100), (100, 10))
+    indices = 4 * (3 * kept + sum(rows + columns + 2 for columns, rows in layers))  # both ways
+    assert held["masked", "dense"] == held["sparse", "dense"] == dense
+    assert held["masked", "snip"] == dense + weights  # masks of one byte
+    assert held["sparse", "snip"] == 16 * (kept + biases) + 4 * 6 + indices
+
+
 def test_two_jobs_with_the_same_settings_are_identical(uninterrupted, tmp_path):
     torch.manual_seed(1234)  # the global generator has no part in it
     train(SMALL, RunFolder(tmp_path / "run"))

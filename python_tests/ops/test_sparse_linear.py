@@ -7,11 +7,8 @@ import torch
 from helpers import TOPOLOGIES, random_csr
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
-from torch.nn import functional
 
 from fullspectrum_ext import ops
-from fullspectrum_ext.nn import SparseLinear
 from fullspectrum_ext.reference import masked_matmul as reference
 
 OP = torch.ops.fullspectrum.sparse_linear.default
@@ -341,109 +338,6 @@ def test_what_is_not_met_is_not_read(device):
     y = ops.sparse_linear(x, values, crow_indices, col_indices, 3)
 
     assert y.tolist() == [[3.0, 0.0, 310.0]]
-
-
-# ---- activations in panels -----------------------------------------------------------------------
-
-PANEL_ROWS = {torch.float32: 64, torch.float64: 32}
-
-
-def in_panels(tensor):
-    rows = PANEL_ROWS.get(tensor.dtype, 64)
-    return tensor.unflatten(0, (-1, rows)).mT.contiguous().mT
-
-
-def lies_in_panels(tensor):
-    return tensor.mT.is_contiguous() and not tensor.is_contiguous()
-
-
-@pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize(
-    "size", [(40, 67, 64, 0.1), (131, 40, 192, 0.2), (9, 1601, 320, 0.3), (5, 3, 64, 0.0)], ids=str
-)
-def test_panels_give_the_same_bits_and_stay_panels(size, dtype, threads):
-    rows, cols, batch, density = size
-    x, values, crow_indices, col_indices, bias, grad = case(rows, cols, (batch,), density, dtype)
-    index = (crow_indices, col_indices)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        y = ops.sparse_linear(in_panels(x), values, *index, rows, bias)
-        expected = ops.sparse_linear(x, values, *index, rows, bias)
-        found = gradients(in_panels(grad), in_panels(x), values, *index)
-        # from layers of the other layout
-        mixed = [
-            gradients(in_panels(grad).contiguous(), in_panels(x), values, *index),
-            gradients(in_panels(grad), in_panels(x).contiguous(), values, *index),
-        ]
-        expected_gradients = gradients(grad, x, values, *index)
-    finally:
-        torch.set_num_threads(before)
-
-    assert lies_in_panels(y)
-    assert torch.equal(y.flatten(0, 1), expected)
-    for both in (found, *mixed):
-        for (grad_x, grad_values), (of_x, of_values) in zip(both, expected_gradients, strict=True):
-            assert torch.equal(grad_x.flatten(0, 1), of_x)
-            assert torch.equal(grad_values, of_values)
-    assert all(lies_in_panels(grad_x) for grad_x, _ in found)
-    # the gradient lies as x does, and only where x is not needed as what comes in does
-    assert [lies_in_panels(grad_x) for grad_x, _ in mixed[0]] == [True, False]
-    assert [lies_in_panels(grad_x) for grad_x, _ in mixed[1]] == [False, True]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("rows", [16, 32, 64])
-def test_what_is_like_panels_is_not_taken_for_them(rows, dtype):
-    x, values, crow_indices, col_indices, _, _ = case(30, 40, (3 * rows,), 0.3, dtype)
-    x = x.unflatten(0, (3, rows))
-    other = [x.mT.contiguous().mT, x.permute(2, 0, 1).contiguous().permute(1, 2, 0)]
-    other.append(torch.cat((x, x), dim=2).mT.contiguous().mT[:, :, : x.shape[2]])
-
-    for alike in other:
-        y = ops.sparse_linear(alike, values, crow_indices, col_indices, 30)
-
-        assert torch.equal(y, ops.sparse_linear(x, values, crow_indices, col_indices, 30))
-
-
-def test_a_chain_of_layers_keeps_panels_and_learns_the_same():
-    torch.manual_seed(0)
-    sizes = [(50, 33), (33, 50), (7, 33)]
-    weights = [torch.randn(size) for size in sizes]
-    layers = []
-    for number, weight in enumerate(weights):
-        layers += [nn.ReLU(), SparseLinear.from_dense(weight, weight > 0, torch.zeros(len(weight)))]
-        if number == 0:
-            layers = layers[1:]
-    model = nn.Sequential(*layers)
-    x, target = torch.randn(128, 33), torch.randn(128, 7)
-    strides = []
-    for layer in model:
-        layer.register_forward_hook(lambda *args: strides.append(lies_in_panels(args[2])))
-
-    def gradients_of(inputs, take):
-        model.zero_grad()
-        functional.mse_loss(take(model(inputs)), target).backward()
-        return [parameter.grad.clone() for parameter in model.parameters()]
-
-    found = gradients_of(in_panels(x), lambda y: y.flatten(0, 1))
-
-    assert strides == [True] * len(model)
-    torch.testing.assert_close(found, gradients_of(x, lambda y: y), rtol=1e-5, atol=1e-6)
-
-
-def test_panels_are_registered_as_torch_wants_them():
-    x, values, crow_indices, col_indices, bias, grad = case(5, 7, (64,), 0.4)
-    transpose = ops.csr_transpose(crow_indices, col_indices, 7)
-    x, grad = in_panels(x).requires_grad_(), in_panels(grad).requires_grad_()
-    values.requires_grad_()
-    index = (crow_indices, col_indices, 7, *transpose)
-
-    torch.library.opcheck(OP, (x, values, crow_indices, col_indices, 5, bias, *transpose))
-    torch.library.opcheck(BACKWARD_OP, (grad, x, values, *index))
-    torch.library.opcheck(BACKWARD_OP, (grad.detach().contiguous(), x, values, *index))
-    torch.library.opcheck(BACKWARD_OP, (grad, None, values, *index))
 
 
 # ---- CUDA ----------------------------------------------------------------------------------------

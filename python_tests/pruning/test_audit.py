@@ -8,7 +8,7 @@ from torch import nn
 import fullspectrum_ext as fs
 from fullspectrum_ext.pruning.audit import ABLATIONS
 
-MASK_ABLATIONS = ["shuffled", "randomised", "inverted"]
+MASK_ABLATIONS = ["shuffled", "randomised", "complement"]
 
 
 @pytest.fixture
@@ -65,13 +65,13 @@ def test_a_shuffled_mask_is_a_permutation_that_reaches_every_place():
         assert places == {0, 1, 2, 3}
 
 
-def test_inversion_keeps_none_of_the_kept_unless_it_must():
+def test_the_complement_keeps_none_of_the_kept_unless_it_must():
     model = nn.Sequential(nn.Linear(4, 1))
-    inverted = fs.audit(model, {"0.weight": torch.tensor([[1, 0, 0, 1]])}, "inverted").masks
-    assert inverted["0.weight"].tolist() == [[False, True, True, False]]
-    inverted = fs.audit(model, {"0.weight": torch.tensor([[1, 0, 1, 1]])}, "inverted").masks
-    assert inverted["0.weight"][0, 1]
-    assert inverted.nnz == 3
+    complement = fs.audit(model, {"0.weight": torch.tensor([[1, 0, 0, 1]])}, "complement").masks
+    assert complement["0.weight"].tolist() == [[False, True, True, False]]
+    complement = fs.audit(model, {"0.weight": torch.tensor([[1, 0, 1, 1]])}, "complement").masks
+    assert complement["0.weight"][0, 1]
+    assert complement.nnz == 3
 
 
 def test_reinitialised_weights_are_the_layers_own_in_another_order(pruned):

@@ -8,6 +8,7 @@ from torch import nn
 
 import fullspectrum_ext as fs
 from fullspectrum_ext.pruning import DissipatingGradients
+from fullspectrum_ext.pruning.densities import layer_counts
 
 
 def network(kind):
@@ -55,11 +56,12 @@ def test_a_case_worked_by_hand():
 
 @pytest.mark.parametrize("kind", ["mlp", "conv"])
 @pytest.mark.parametrize("rounds", [1, 3])
-def test_counts_are_exact_after_every_round_and_what_goes_stays_away(kind, rounds):
+@pytest.mark.parametrize("scope", ["global", "erk"])
+def test_counts_are_exact_after_every_round_and_what_goes_stays_away(kind, rounds, scope):
     counts, previous = [], None
 
     def pruning_of(model):
-        pruning = DissipatingGradients(model, sparsity=0.9, steps=12, rounds=rounds)
+        pruning = DissipatingGradients(model, sparsity=0.9, steps=12, rounds=rounds, scope=scope)
         step = pruning.step
 
         def spy():
@@ -85,6 +87,11 @@ def test_counts_are_exact_after_every_round_and_what_goes_stays_away(kind, round
     assert counts[-1] == kept
     fs.sparsify(model, pruning.masks)
     assert pruning.masks.meta["method"] == "dissipating"
+    assert pruning.masks.meta["scope"] == scope
+    if scope == "erk":
+        shapes = {name: mask.shape for name, mask in pruning.masks.items()}
+        by_layer = {name: int(mask.count_nonzero()) for name, mask in pruning.masks.items()}
+        assert by_layer == layer_counts(shapes, pruning.density, "erk")
 
 
 def test_it_is_not_magnitude_pruning():
@@ -137,6 +144,7 @@ def test_a_resumed_training_gives_the_same_bits(after, tmp_path):
         ({"density": 0.0}, ValueError, r"density: expected a fraction in \(0, 1\], got 0.0"),
         ({"density": 0.5, "steps": 0}, ValueError, "steps: expected at least 1, got 0"),
         ({"density": 0.5, "rounds": 5}, ValueError, r"rounds: expected an int in \[1, 4\], got 5"),
+        ({"density": 0.5, "scope": "all"}, ValueError, "scope: expected one of global, layer"),
         ({"density": 0.5, "exclude": "*"}, ValueError, "no layer is left to prune"),
     ],
 )

@@ -275,6 +275,69 @@ def test_a_supermask_leaves_the_weights_alone(estimator):
     assert masks.nnz == round((1 - 0.9) * masks.numel)
 
 
+class Recurrent(nn.Module):
+    """Two recurrent layers and a linear one."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.rnn = kind(5, 6, num_layers=2, batch_first=True)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.head(self.rnn(x)[0][:, -1])
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU])
+def test_the_weights_of_recurrent_layers_are_masked_for_the_time_of_a_call(kind):
+    torch.manual_seed(0)
+    model, x = Recurrent(kind), torch.rand(4, 7, 5)
+    dense, weights = model(x), dict(model.named_parameters())
+    probmask = ProbMask(model, density=0.5, steps=2, estimator="vr_pge", seed=0)
+    plain = copy.deepcopy(model)
+    drawn = []
+    for _ in range(2):
+        found, masks = model(x), probmask._drawn
+        drawn.append(masks)
+        with torch.no_grad():
+            for name, mask in masks.items():
+                plain.get_parameter(name).copy_(weights[name] * mask)
+        expected = plain(x)
+        assert torch.equal(found, expected)
+        for output, network in ((found, model), (expected, plain)):
+            network.zero_grad()
+            output.square().sum().backward()
+        for name, parameter in model.named_parameters():
+            assert parameter is weights[name]
+            assert torch.equal(parameter.grad, plain.get_parameter(name).grad * masks.get(name, 1))
+    assert len(masks) == 5
+    assert all(not torch.equal(drawn[0][name], drawn[1][name]) for name in masks)
+    model.eval()
+    sparse = fs.sparsify(copy.deepcopy(model), probmask.masks, backend="masked")
+    assert torch.equal(model(x), sparse(x))
+    probmask.finish()
+    assert torch.equal(model(x), dense)
+
+
+@pytest.mark.parametrize("train_weights", [True, False])
+def test_the_scores_of_recurrent_layers_learn(train_weights):
+    torch.manual_seed(0)
+    model, x = Recurrent(nn.LSTM), torch.rand(16, 7, 5)
+    y = x.sum((1, 2)).argsort().argsort() % 3
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    probmask = ProbMask(model, density=0.5, steps=30, seed=0, train_weights=train_weights)
+    start = copy.deepcopy(model.state_dict())
+    for _ in range(30):
+        optimizer.zero_grad()
+        probmask.backward(lambda: F.cross_entropy(model(x), y))
+        optimizer.step()
+        probmask.step()
+    for name, score in probmask.scores.items():
+        assert score.detach().unique().numel() > 1
+        assert torch.equal(model.get_parameter(name), start[name]) != train_weights
+    masks = probmask.finish()
+    assert masks.nnz == round(0.5 * masks.numel)
+
+
 def test_a_shared_weight_has_one_mask():
     class Tied(nn.Module):
         def __init__(self):

@@ -162,6 +162,29 @@ def test_meta_says_how_the_masks_were_made(tmp_path):
     assert MaskSet.load(tmp_path / "masks.safetensors").meta == masks.meta
 
 
+@pytest.mark.parametrize("method", [m for m in METHODS if m not in {"pags", "ramanujan"}])
+def test_inverted_it_keeps_the_lowest_scores_as_many_in_each_layer(method):
+    model = networks.mlp()
+    masks, inverted = (
+        run(method, model, sparsity=0.8, invert=flag, allow_collapse=True) for flag in (False, True)
+    )
+    for name, mask in masks.items():
+        assert int(inverted[name].sum()) == int(mask.sum())
+        overlap = int((inverted[name] & mask).sum())
+        assert overlap == max(2 * int(mask.sum()) - mask.numel(), 0)
+    assert inverted.meta == {**masks.meta, "invert": True}
+    if method == "magnitude":
+        for name, mask in inverted.items():
+            sizes = model.get_parameter(name).detach().abs()
+            assert bool((sizes[mask][:, None] <= sizes[~mask].min()).all())
+
+
+@pytest.mark.parametrize("method", ["pags", "ramanujan"])
+def test_masks_without_scores_cannot_be_inverted(method):
+    with pytest.raises(ValueError, match=f"invert: method '{method}' makes masks without scores"):
+        run(method, networks.mlp(), sparsity=0.8, invert=True)
+
+
 def test_include_and_exclude():
     model = networks.mlp()
     every = ["0.weight", "2.weight", "4.weight"]
@@ -353,7 +376,9 @@ def test_collapse_is_refused_by_layer_unless_allowed():
 def test_scores_that_are_all_zero_are_named_as_the_cause_of_a_collapse():
     model = networks.conv_net()
     nn.init.zeros_(model[1].weight)  # as networks begin whose blocks are to do nothing at first
-    with pytest.raises(ValueError, match=r"weight in 3.weight; every score in 3.weight is zero"):
+    with pytest.raises(
+        ValueError, match=r"no weight in 3\.weight; every score in 3\.weight is zero"
+    ):
         run("snip", model, image=True, sparsity=0.9)
 
 

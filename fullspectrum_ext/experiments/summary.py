@@ -2,14 +2,13 @@
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from io import BytesIO
 from typing import Any
 
 from rich import box
 from rich.table import Table
 
 from fullspectrum_ext._files import write_atomically
-from fullspectrum_ext.experiments.extras import MissingExtraError
+from fullspectrum_ext.experiments.figures import new_figure, png
 from fullspectrum_ext.experiments.folder import RunFolder
 from fullspectrum_ext.experiments.records import read_json, read_records
 
@@ -119,33 +118,6 @@ def _draw_trajectories(panel: Any, curves: Mapping[str, Sequence[Figures]]) -> N
             panel.plot(steps, norms, color=f"C{color}", lw=1, label=label)
     panel.set(xlabel="optimizer step", ylabel="norm of the full-spectrum coordinate")
     panel.legend()
-
-
-def new_figure(columns: int) -> tuple[Any, Any]:
-    """Start a figure with some panels side by side.
-
-    Args:
-        columns: How many.
-
-    Returns:
-        The figure and its axes.
-
-    Raises:
-        MissingExtraError: If matplotlib is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure  # not pyplot: no display, no state
-    except ImportError as error:
-        raise MissingExtraError("figure", "matplotlib", "plots") from error
-    figure = Figure(figsize=(6.5 * columns, 4.5), layout="constrained")
-    return figure, figure.subplots(1, columns, squeeze=False)[0]
-
-
-def png(figure: Any) -> bytes:
-    """Return the figure as the content of a PNG file."""
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
-    return buffer.getvalue()
 
 
 def _by_method(items: Iterable[Figures]) -> dict[str, list[Figures]]:

@@ -1,0 +1,246 @@
+"""The figures of a report."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fullspectrum_ext.experiments.report.names import DENSE, kin
+from fullspectrum_ext.experiments.report.study import Panel
+from fullspectrum_ext.experiments.report.svg import FAINT, INK, PAPER, drawing
+
+_WIDTH = 9.6  # inches
+# Read on white and on near-black; families of methods take them in turn.
+_COLOURS = (
+    "#2f7fd6", "#e07a1f", "#2f9e5f", "#d34a55", "#8d6cd0", "#a5754f",
+    "#d465a6", "#17a2b8", "#a59a12", "#7f8c8d", "#5a6fd8", "#00917c",
+)  # fmt: skip
+_VARIANTS = (("o", "-"), ("^", "--"), ("s", ":"), ("D", "-."), ("v", "--"), ("P", ":"), ("X", "-."))
+_LEVELS = ("#3f6fb5", "#2a9aa0", "#58b368", "#c2a321", "#e0792b", "#d14b6b")  # of sparsity
+_MARKERS = "o^sDvPX"
+_MOST_STEPS = 150  # of a trajectory: more cannot be seen
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a method looks in every figure: its family's colour, its variant's marker and line."""
+
+    color: str
+    marker: str
+    line: str
+
+
+def styles(methods: Sequence[str]) -> dict[str, Style]:
+    """Give each method its look.
+
+    Args:
+        methods: In the order of the legend.
+
+    Returns:
+        Method to style: a base and what derives from it share a colour.
+    """
+    names = {method: kin(method) for method in methods}
+    families = list(dict.fromkeys(name.family for name in names.values() if name.family != DENSE))
+    variants = list(dict.fromkeys(["", "pags", *(name.variant for name in names.values())]))
+    found = {}
+    for method, name in names.items():
+        marker, line = _VARIANTS[variants.index(name.variant) % len(_VARIANTS)]
+        place = INK if name.family == DENSE else _COLOURS[families.index(name.family) % 12]
+        found[method] = Style(place, marker, line)
+    return found
+
+
+def percent(sparsity: float) -> str:
+    """A sparsity in words: 0.95 is ``95 %`` (of one piece)."""
+    return f"{round(100 * sparsity, 6):g}\N{NO-BREAK SPACE}%"
+
+
+def draw_accuracy(panel: Panel) -> str:
+    """Draw accuracy against sparsity, mean and standard deviation over seeds."""
+    looks = styles(panel.methods)
+
+    def draw(figure: Any, axes: Any) -> None:
+        axis = axes[0, 0]
+        places = {s: -math.log10(1 - s) for s in panel.sparsities}
+        span = max(places.values()) - min(places.values()) or 1.0
+        shown = [method for method in panel.methods if method != DENSE]
+        step = 0.035 * span / max(len(shown), 1) if len(places) > 1 else span / max(len(shown), 1)
+        for number, method in enumerate(shown):
+            points = [
+                (places[s] + (number - (len(shown) - 1) / 2) * step, values)
+                for s in panel.sparsities
+                if (values := panel.finite(method, s, "test_accuracy"))
+            ]
+            if points:
+                look = looks[method]
+                axis.errorbar(
+                    [x for x, _ in points],
+                    [statistics.fmean(values) for _, values in points],
+                    [statistics.stdev(v) if len(v) > 1 else 0.0 for _, v in points],
+                    color=look.color, marker=look.marker, linestyle=look.line, label=method,
+                    markersize=4.5, linewidth=1.3, elinewidth=0.8, markeredgewidth=0,
+                )  # fmt: skip
+        dense = [v for s in panel.sparsities for v in panel.finite(DENSE, s, "test_accuracy")]
+        if dense:
+            axis.axhline(statistics.fmean(dense), color=INK, linewidth=1, label=DENSE)
+        axis.set_xticks(list(places.values()), [percent(s) for s in places])
+        axis.set(xlabel="sparsity", ylabel="test accuracy, %")
+        axis.grid(visible=False, axis="x")
+        _legend(figure, axis)
+
+    height = max(4.2, 0.9 + 0.19 * len(panel.methods))
+    return drawing(f"accuracy-{panel.key}", draw, width=_WIDTH, height=height, rows=1, columns=1)
+
+
+Trajectory = Sequence[tuple[int, Sequence[float]]]  # steps, and the norms of the seeds there
+
+
+def trajectories(panel: Panel, sparsity: float) -> Mapping[str, Trajectory]:
+    """Collect the norms that were measured during training.
+
+    Args:
+        panel: The runs.
+        sparsity: Of those looked at.
+
+    Returns:
+        Method to steps and norms; methods without any are left out.
+    """
+    found: dict[str, Trajectory] = {}
+    for method in panel.methods:
+        norms: dict[int, list[float]] = {}
+        for run in panel.cell(method, sparsity):
+            steps, values = (run.history.get(f"coordinate_{k}", ()) for k in ("steps", "norms"))
+            for step, norm in zip(steps, values, strict=True):
+                norms.setdefault(int(step), []).append(float(norm))
+        if norms:
+            found[method] = sorted(norms.items())
+    return found
+
+
+def draw_trajectories(panel: Panel, measured: Mapping[float, Mapping[str, Trajectory]]) -> str:
+    """Draw the norm over the optimizer's steps: mean, and a band of all seeds."""
+    looks = styles(panel.methods)
+
+    def draw(figure: Any, axes: Any) -> None:
+        for axis, (sparsity, methods) in zip(
+            _used(axes, len(measured)), measured.items(), strict=True
+        ):
+            for method, points in methods.items():
+                thin = points[:: max(1, len(points) // _MOST_STEPS)]
+                steps, look = [step for step, _ in thin], looks[method]
+                means = [statistics.fmean(norms) for _, norms in thin]
+                low, high = [min(norms) for _, norms in thin], [max(norms) for _, norms in thin]
+                axis.plot(steps, means, color=look.color, linestyle=look.line, lw=1.3, label=method)
+                axis.fill_between(steps, low, high, color=look.color, alpha=0.13, linewidth=0)
+            axis.set(title=f"sparsity {percent(sparsity)}", xlabel="optimizer step", ylabel="norm")
+        _legend(figure, *axes.flat)
+
+    return _panels(f"trajectories-{panel.key}", draw, len(measured), columns=2, height=3.1)
+
+
+def draw_ways(panel: Panel) -> str:
+    """Draw each method's norm before and after training, means over seeds."""
+    looks = styles(panel.methods)
+
+    def draw(_figure: Any, axes: Any) -> None:
+        for axis, sparsity in zip(
+            _used(axes, len(panel.sparsities)), panel.sparsities, strict=True
+        ):
+            for row, method in enumerate(panel.methods):
+                ends = [
+                    panel.finite(method, sparsity, f"norm_{end}") for end in ("before", "after")
+                ]
+                if all(ends):
+                    before, after = (statistics.fmean(values) for values in ends)
+                    color = looks[method].color
+                    axis.plot([before, after], [row, row], color=color, lw=1.4, zorder=2)
+                    axis.plot(before, row, "o", ms=5, mec=color, mfc=PAPER, mew=1.3, zorder=3)
+                    axis.plot(after, row, "o", ms=5, mec=color, mfc=color, mew=1.3, zorder=3)
+            axis.set(title=f"sparsity {percent(sparsity)}", xlabel="norm")
+            axis.set_ylim(len(panel.methods) - 0.4, -0.6)
+            axis.set_yticks(range(len(panel.methods)), panel.methods)
+            axis.label_outer(remove_inner_ticks=False)
+            axis.set_xlabel("norm")
+
+    height = 0.9 + 0.2 * len(panel.methods)
+    return _panels(f"norms-{panel.key}", draw, len(panel.sparsities), columns=4, height=height)
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """Points of one panel of a scatter: a measure against accuracy.
+
+    Attributes:
+        title: Of the measure.
+        x: The measure.
+        y: Accuracy.
+        left_x: What is left of the measure at equal density.
+        left_y: What is left of the accuracy.
+        sparsities: Of the runs.
+    """
+
+    title: str
+    x: Sequence[float]
+    y: Sequence[float]
+    left_x: Sequence[float]
+    left_y: Sequence[float]
+    sparsities: Sequence[float]
+
+
+def draw_clouds(panel: Panel, clouds: Sequence[Cloud]) -> str:
+    """Draw measures against accuracy: as they are, and what is left at equal density."""
+    levels = {s: number for number, s in enumerate(panel.sparsities)}
+
+    def draw(figure: Any, axes: Any) -> None:
+        for column, cloud in enumerate(clouds):
+            points = ((cloud.x, cloud.y), (cloud.left_x, cloud.left_y))
+            for row, (x, y) in enumerate(points):
+                axis = axes[row, column]
+                for sparsity, level in levels.items():
+                    at = [i for i, other in enumerate(cloud.sparsities) if other == sparsity]
+                    color = _LEVELS[level * (len(_LEVELS) - 1) // max(len(levels) - 1, 1)]
+                    axis.plot(
+                        [x[i] for i in at], [y[i] for i in at], linestyle="", color=color,
+                        marker=_MARKERS[level % len(_MARKERS)], markersize=3.2, alpha=0.65,
+                        markeredgewidth=0, label=percent(sparsity),
+                    )  # fmt: skip
+                if row:
+                    axis.axhline(0, color=FAINT, linewidth=1.6, zorder=0.9)
+                    axis.axvline(0, color=FAINT, linewidth=1.6, zorder=0.9)
+            axes[0, column].set(title=cloud.title)
+            axes[1, column].set(xlabel=f"{cloud.title}, residual")
+        axes[0, 0].set(ylabel="test accuracy, %")
+        axes[1, 0].set(ylabel="residual at equal density, %")
+        _legend(figure, axes[0, 0], title="sparsity")
+
+    return drawing(
+        f"prediction-{panel.key}", draw, width=_WIDTH, height=5.4, rows=2, columns=len(clouds)
+    )
+
+
+def _panels(name: str, draw: Any, count: int, *, columns: int, height: float) -> str:
+    columns = min(columns, count)
+    rows = math.ceil(count / columns)
+    width = _WIDTH if columns > 1 else 0.75 * _WIDTH
+    return drawing(name, draw, width=width, height=height * rows, rows=rows, columns=columns)
+
+
+def _used(axes: Any, count: int) -> list[Any]:
+    """The first panels; the rest is made invisible."""
+    for axis in axes.flat[count:]:
+        axis.set_visible(False)
+    return list(axes.flat[:count])
+
+
+def _legend(figure: Any, *axes: Any, title: str | None = None) -> None:
+    """One legend for all panels, right of them."""
+    handles: dict[str, Any] = {}
+    for axis in axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    if handles:
+        figure.legend(
+            list(handles.values()), list(handles), loc="outside right upper", title=title,
+            alignment="left", handlelength=2.6, labelspacing=0.35,
+        )  # fmt: skip
