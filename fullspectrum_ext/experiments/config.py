@@ -81,7 +81,7 @@ class TrainConfig:
     warm_epochs: int = _setting(
         1,
         "Methods with :warm: dense epochs before the network is pruned, of all its epochs. At "
-        "batch size 100 an epoch of CIFAR-10 is the 500 iterations of PAGS's authors.",
+        "batch size 100 an epoch of CIFAR-10 is 450 steps; PAGS's authors take 500.",
     )
     early_epochs: int = _setting(
         2,
