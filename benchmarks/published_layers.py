@@ -186,8 +186,8 @@ def markdown(
         "What cannot match: the masks themselves, which were not published; the numbers of edges "
         "(ERK masks were drawn weight by weight there, a global top-k makes them fluctuate in "
         "`Rand`; ours are exact); digits beyond the fifth (ARPACK in float32 there: "
-        "of a complete layer's σ2, which is 0, it left up to 1e-5). SynFlow, whose masks depend on "
-        "weights that were not published either, has a page of its own: `published_synflow.md`.",
+        "of a complete layer's σ2, which is 0, it left up to 1e-5). SynFlow, whose masks follow "
+        "from the seed, has a page of its own: `published_synflow.md`.",
         "",
         "Rows that are undefined in the file or in a draw are left out of the column `rows`: the "
         "file has no figure where a mean degree is below 3, and near 3 a gap is there or not by "

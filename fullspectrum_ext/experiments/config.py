@@ -20,6 +20,7 @@ from fullspectrum_ext.experiments.models import MODELS, check_model
 from fullspectrum_ext.experiments.models.imported import is_import_path
 
 OPTIMIZERS = ("adamw", "sgd")
+SCHEDULES = ("cosine", "steps")
 BACKENDS = ("auto", "sparse", "masked", "measured")
 
 
@@ -89,7 +90,12 @@ class TrainConfig:
     )
     batch_size: int = _setting(64, "Samples in a step.")
     optimizer: str = _setting("adamw", f"One of {', '.join(OPTIMIZERS)} (sgd has momentum 0.9).")
-    learning_rate: float = _setting(3e-3, "At the start; falls to zero along a cosine.")
+    learning_rate: float = _setting(3e-3, "At the start.")
+    schedule: str = _setting(
+        "cosine",
+        "How it falls: cosine, to zero; steps, to a tenth after half of the epochs and to a "
+        "hundredth after three quarters.",
+    )
     weight_decay: float = _setting(1e-4, "Weight decay of the optimizer.")
     backend: str = _setting(
         "auto",
@@ -115,6 +121,7 @@ class TrainConfig:
             _check_choice("model", self.model, MODELS)
         check_model(self.model, DATASETS[self.data].kind)
         _check_choice("optimizer", self.optimizer, OPTIMIZERS)
+        _check_choice("schedule", self.schedule, SCHEDULES)
         _check_choice("backend", self.backend, BACKENDS)
         check_list("methods", self.methods)
         check_list("seeds", self.seeds)

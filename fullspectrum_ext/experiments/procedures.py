@@ -43,7 +43,7 @@ class Stage:
         title: What the progress bar calls it.
         epochs: Passes over the training data; may be 0.
         start: What the stage begins with. ``"fresh"``: the weights as they are, a new optimizer,
-            and a learning rate that falls along a cosine of its own, over this stage and those that
+            and a learning rate that falls on a schedule of its own, over this stage and those that
             continue it. ``"continue"``: all as it is. ``"rewind"``: weights, optimizer and learning
             rate as they were at the end of the latest stage that is kept.
         keeps: Later stages rewind to the end of this one.

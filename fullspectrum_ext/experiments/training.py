@@ -6,6 +6,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Generator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -53,7 +54,7 @@ class Run:
         dataset: On the device of the model.
         model: What is trained, already sparse where it is to be.
         seed: Of the order of the data.
-        schedule: Epochs in which the learning rate falls to zero.
+        schedule: Epochs in which the learning rate falls.
 
     Attributes:
         hook: What acts after each step of the optimizer, if anything does.
@@ -66,7 +67,7 @@ class Run:
         self.dataset = dataset
         self.model = model
         self.optimizer = _optimizer(config, model)
-        self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, schedule)
+        self.scheduler = _scheduler(config, self.optimizer, schedule)
         self.batches = Batches(dataset.train, config.batch_size, seed)
         self.epoch = 0
         self.seconds = 0.0
@@ -186,3 +187,21 @@ def _optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
             model.parameters(), lr=rate, momentum=0.9, nesterov=True, weight_decay=decay
         )
     return torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay)
+
+
+@dataclass
+class _Steps:
+    """A tenth from half of the epochs on, a hundredth from three quarters on."""
+
+    epochs: int  # in the scheduler's state: a stage that continues has those of the whole
+
+    def __call__(self, epoch: int) -> float:
+        return 0.1 ** ((2 * epoch >= self.epochs) + (4 * epoch >= 3 * self.epochs))
+
+
+def _scheduler(
+    config: TrainConfig, optimizer: torch.optim.Optimizer, epochs: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    if config.schedule == "steps":
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, _Steps(epochs))
+    return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)

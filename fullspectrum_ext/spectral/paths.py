@@ -35,16 +35,21 @@ def chain_of(model: object, masks: Mapping[str, Tensor]) -> bool:
             if getattr(module, "groups", 1) != 1:
                 return False
             found.append(join(name, "weight"))
-        elif isinstance(module, _MIXES) or not (
-            isinstance(module, nn.Identity)
-            or any(base.__module__ in _UNIT_BY_UNIT for base in type(module).__mro__)
-        ):
+        elif not keeps_units(module):
             return False
     if found != list(masks):  # a layer that is used twice is named once
         return False
     pairs = list(zip(masks.values(), list(masks.values())[1:], strict=False))
     # Flattened after a linear layer, the features of all places would be taps in another order.
     return all(_spread(a, b) == 1 if a.dim() == 2 else _spread(a, b) for a, b in pairs)
+
+
+def keeps_units(module: nn.Module) -> bool:
+    """Tell whether a module is one of torch's that leave every unit in its place, or a subclass."""
+    return not isinstance(module, _MIXES) and (
+        isinstance(module, nn.Identity)
+        or any(base.__module__ in _UNIT_BY_UNIT for base in type(module).__mro__)
+    )
 
 
 def _leaves(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:

@@ -62,3 +62,24 @@ def test_a_model_by_import_path_is_pruned_and_trained_sparse(path, method):
     assert dense(x).isfinite().all()
     for name, mask in masks.items():
         assert not dense.get_parameter(name)[~mask].any()
+
+
+@pytest.mark.parametrize(
+    ("path", "name"), [("resnet34", "resnet34-imagenet"), ("vgg16_bn", "vgg16-imagenet")]
+)
+def test_the_networks_for_imagenet_are_those_of_torchvision(path, name):
+    try:
+        from torchvision import models
+    except (ImportError, RuntimeError) as error:
+        pytest.skip(f"torchvision cannot be imported: {error}")
+    with torch.device("meta"):
+        theirs = getattr(models, path)(num_classes=10)
+    ours = build_model(name, (3, 32, 32), 10, seed=0).eval()
+    shapes = [value.shape for value in theirs.state_dict().values()]
+    assert [value.shape for value in ours.state_dict().values()] == shapes
+
+    theirs = theirs.to_empty(device="cpu").eval()
+    names = list(theirs.state_dict())
+    theirs.load_state_dict(dict(zip(names, ours.state_dict().values(), strict=True)))
+    x = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-4)

@@ -34,7 +34,14 @@ def test_masks_by_name(method, model):
     assert masks.meta["method"] == method.partition(":")[0]
 
 
-def test_phew_says_why_it_cannot_prune_a_residual_network_by_name_alone():
-    network = build_model("resnet20", (1, 8, 8), 10, seed=0)
-    with pytest.raises(ValueError, match="'phew' walks from layer to layer"):
+@pytest.mark.parametrize("model", ["resnet20", "wrn-22-2"])
+def test_phew_prunes_residual_networks_by_name_alone(model):
+    network = build_model(model, (1, 8, 8), 10, seed=0)
+    masks = make_masks("phew", network, sparsity=0.9, candidates=1, data=None, seed=0)
+    assert masks.nnz == round(0.1 * masks.numel)
+
+
+def test_phew_says_why_it_cannot_prune_attention():
+    network = build_model("vit", (1, 8, 8), 10, seed=0)
+    with pytest.raises(ValueError, match="'phew' walks from layer to layer, but cannot here"):
         make_masks("phew", network, sparsity=0.9, candidates=1, data=None, seed=0)

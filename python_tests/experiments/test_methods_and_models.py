@@ -26,11 +26,12 @@ from fullspectrum_ext.pruning import methods
 BEFORE_TRAINING = [name for name in methods() if name != "pags"]
 BASES = ["random", "snip", "magnitude"]  # of each way in which candidates differ
 METHODS = [*BEFORE_TRAINING, *(f"pags:{base}" for base in BASES), *PROCEDURES, "dense"]
+METHODS += ["snip:warm"]
 # Masks made before training have no part in it: one of these methods stands for all.
-SPARSE_AND_MASKED = ["random", *PROCEDURES]
+SPARSE_AND_MASKED = ["random", "snip:warm", *PROCEDURES]
 # as many epochs as it takes to prune, and one more; a pass of the data is two steps
 EPOCHS = {"gmp": 4, "probmask": 5, "probmask:vr_pge": 5, "kstarts": 3, "dissipating": 3}
-EPOCHS["dissipating:kstarts"] = 5
+EPOCHS |= {"dissipating:kstarts": 5, "snip:warm": 2}
 
 SMALL = {
     "mlp": MODELS["mlp"],
@@ -41,7 +42,6 @@ SMALL = {
 }
 WALKS = "'phew' walks from layer to layer"
 REFUSED = {
-    ("phew", "resnet20"): WALKS,
     ("phew", "vit"): WALKS,
     ("phew", "lstm"): WALKS,
 }

@@ -8,11 +8,13 @@ from torch import nn
 import fullspectrum_ext as fs
 from fullspectrum_ext.experiments.models import MODELS, build_model, check_model
 from fullspectrum_ext.experiments.models.imported import check_fit
+from fullspectrum_ext.experiments.models.layers import MaxPool, MeanPool, maxima
 from fullspectrum_ext.experiments.models.residual import wide_resnet
 from fullspectrum_ext.experiments.models.vit import vit
 
 TEXT = (5, 7)  # length, characters
-NAMES = [name for name in MODELS if name != "mlp-4096"]  # which is mlp, but large
+LARGE = {"mlp-4096", "vgg16-imagenet"}  # as mlp and vgg16, but large
+NAMES = [name for name in MODELS if name not in LARGE]
 
 
 def small_shape(name):
@@ -81,7 +83,8 @@ def test_recurrent_networks_begin_as_torch_s_with_open_forget_gates():
 # Han et al. 2015, with biases 266 610. ResNet-20, -32, -56: He et al. 2016, table 6 (0.27, 0.46,
 # 0.85 M); of width 64 nearly 16 times ResNet-20. ResNet-18, -34 with a stem for CIFAR, VGG-16, -19
 # with one linear layer: quoted as 11.17, 21.28, 14.7 and 20.0 M by the pruning literature; 21 and
-# 37 masked layers in Hoang et al. 2023. WRN-22-2: 1.1 M; see the next test.
+# 37 masked layers in Hoang et al. 2023. ResNet-34 and VGG-16 (BN) for ImageNet: 21 797 672 and
+# 138 365 992 in torchvision, less what 990 classes take. WRN-22-2: 1.1 M; see the next test.
 @pytest.mark.parametrize(
     ("name", "shape", "parameters", "layers"),
     [
@@ -94,7 +97,9 @@ def test_recurrent_networks_begin_as_torch_s_with_open_forget_gates():
         ("resnet56", (3, 32, 32), 853_018, 56),
         ("resnet18", (3, 32, 32), 11_173_962, 21),
         ("resnet34", (3, 32, 32), 21_282_122, 37),
+        ("resnet34-imagenet", (3, 32, 32), 21_289_802, 37),
         ("vgg16", (3, 32, 32), 14_724_042, 14),
+        ("vgg16-imagenet", (3, 32, 32), 134_309_962, 16),
         ("vgg19", (3, 32, 32), 20_035_018, 17),
         ("wrn-22-2", (3, 32, 32), 1_079_642, 23),
         ("lstm", TEXT, (7 + 128 + 1) * 512 + (128 + 128 + 1) * 512 + 129 * 10, 5),
@@ -216,11 +221,32 @@ def test_the_transformer_sees_each_patch_and_its_place():
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32), (2, 5, 7), (1, 1, 1)])
-@pytest.mark.parametrize("name", ["resnet18", "resnet20", "vgg16", "wrn-22-2", "vit"])
+@pytest.mark.parametrize(
+    "name",
+    ["resnet18", "resnet34-imagenet", "resnet20", "vgg16", "vgg16-imagenet", "wrn-22-2", "vit"],
+)
 def test_image_models_take_images_of_any_size(name, shape):
     with torch.device("meta"):
         model = MODELS[name](shape, 3)
     assert model(torch.zeros(2, *shape, device="meta")).shape == (2, 3)
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (9, 7), (3, 5)])
+@pytest.mark.parametrize("window", [(2, 2, 0), (3, 2, 1), (3, 3, 1)])
+def test_maxima_as_on_a_gpu_are_those_of_torch(window, shape):
+    x = torch.randn(2, 3, *shape, requires_grad=True)
+    pool = MaxPool(*window)
+    found, expected = maxima(x, pool), pool(x)
+    assert torch.equal(found, expected)
+    factors = torch.randn_like(found)
+    gradients = [torch.autograd.grad((y * factors).sum(), x)[0] for y in (found, expected)]
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 2), (7, 7), (14, 10), (3, 9)])
+def test_means_are_those_of_torch(shape):
+    x = torch.randn(2, 3, *shape, dtype=torch.float64)
+    torch.testing.assert_close(MeanPool(7)(x), nn.AdaptiveAvgPool2d(7)(x), rtol=1e-6, atol=1e-6)
 
 
 # ---- a step of training --------------------------------------------------------------------------

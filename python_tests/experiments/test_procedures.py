@@ -48,6 +48,19 @@ def test_epochs_are_those_of_all_stages_with_their_learning_rates(uninterrupted)
     assert rates["imp:lr"] == pytest.approx([high, low] * 4)
 
 
+def test_a_learning_rate_in_steps_also_over_stages_and_after_a_kill(tmp_path):
+    names = ("snip", "gmp", "imp")
+    config = dataclasses.replace(CONFIG, methods=names, epochs=4, schedule="steps")
+    train_killed(config, RunFolder(tmp_path / "run"), 9, after=True)  # in the last stage of gmp
+    train(config, RunFolder(tmp_path / "run"))
+    records = outcome(tmp_path / "run")["records"]
+    high = CONFIG.learning_rate
+    whole = [high, high, high / 10, high / 100]
+    rates = {name: [r["learning_rate"] for r in records if r["method"] == name] for name in names}
+    assert rates["snip"] == rates["gmp"] == pytest.approx(whole)
+    assert rates["imp"] == pytest.approx(whole + 3 * whole[1:])
+
+
 @pytest.mark.parametrize("moment", [2, 5, 10, 13, 17, 20])
 def test_a_killed_job_ends_as_an_uninterrupted_one(uninterrupted, tmp_path, moment):
     train_killed(CONFIG, RunFolder(tmp_path / "run"), moment, after=moment % 2 == 0)

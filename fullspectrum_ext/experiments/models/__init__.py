@@ -11,8 +11,13 @@ from fullspectrum_ext.experiments.models.imported import import_model
 from fullspectrum_ext.experiments.models.layers import Initialised, Shape
 from fullspectrum_ext.experiments.models.lstm import character_lstm
 from fullspectrum_ext.experiments.models.mlp import lenet_300_100, linear, wide_mlp
-from fullspectrum_ext.experiments.models.plain import VGG16, VGG19, convnet, vgg
-from fullspectrum_ext.experiments.models.residual import cifar_resnet, resnet, wide_resnet
+from fullspectrum_ext.experiments.models.plain import VGG16, VGG19, convnet, imagenet_vgg, vgg
+from fullspectrum_ext.experiments.models.residual import (
+    cifar_resnet,
+    imagenet_resnet,
+    resnet,
+    wide_resnet,
+)
 from fullspectrum_ext.experiments.models.vit import vit
 
 MODELS: dict[str, Callable[[Shape, int], nn.Module]] = {
@@ -27,8 +32,10 @@ MODELS: dict[str, Callable[[Shape, int], nn.Module]] = {
     "resnet56": partial(cifar_resnet, depth=56),
     "resnet18": partial(resnet, blocks=(2, 2, 2, 2)),
     "resnet34": partial(resnet, blocks=(3, 4, 6, 3)),
+    "resnet34-imagenet": partial(imagenet_resnet, blocks=(3, 4, 6, 3)),
     "vgg16": partial(vgg, stages=VGG16),
     "vgg19": partial(vgg, stages=VGG19),
+    "vgg16-imagenet": partial(imagenet_vgg, stages=VGG16),
     "wrn-22-2": partial(wide_resnet, depth=22, factor=2),
     "vit": partial(vit, width=128, depth=6, heads=4),
     "vit-tiny": partial(vit, width=192, depth=12, heads=3),

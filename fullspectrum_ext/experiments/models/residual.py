@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fullspectrum_ext.experiments.models.layers import Shape, classifier, named
+from fullspectrum_ext.experiments.models.layers import MaxPool, Shape, classifier, named
 
 
 class _ResidualBlock(nn.Module):
@@ -118,6 +118,29 @@ def resnet(shape: Shape, classes: int, blocks: Sequence[int]) -> nn.Module:
         conv1=nn.Conv2d(shape[0], 64, 3, padding=1, bias=False),
         bn1=nn.BatchNorm2d(64),
         relu=nn.ReLU(inplace=True),
+        **_stages(_ProjectedBlock, 64, (64, 128, 256, 512), blocks),
+        **classifier(512, classes),
+    )
+
+
+def imagenet_resnet(shape: Shape, classes: int, blocks: Sequence[int]) -> nn.Module:
+    """The ImageNet networks of He et al. 2016, as they are there and in torchvision.
+
+    With ten classes blocks (3, 4, 6, 3), which are ResNet-34, have 21 289 802 parameters.
+
+    Args:
+        shape: Of one input: channels, height, width.
+        classes: Number of outputs.
+        blocks: Number of blocks in each of the four stages.
+
+    Returns:
+        The network.
+    """
+    return named(
+        conv1=nn.Conv2d(shape[0], 64, 7, 2, padding=3, bias=False),
+        bn1=nn.BatchNorm2d(64),
+        relu=nn.ReLU(inplace=True),
+        maxpool=MaxPool(3, 2, 1),
         **_stages(_ProjectedBlock, 64, (64, 128, 256, 512), blocks),
         **classifier(512, classes),
     )
