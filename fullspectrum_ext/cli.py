@@ -44,6 +44,7 @@ from fullspectrum_ext.experiments.sweep_view import (
     SweepProgress,
     failures_table,
     plan_table,
+    sweep_line,
     sweep_table,
 )
 from fullspectrum_ext.pruning import methods
@@ -186,7 +187,7 @@ def _default_name(settings: TrainConfig) -> str:
 
 @app.command()
 def sweep(
-    plan: Annotated[Path, typer.Argument(metavar="PLAN", help="The TOML file, see above.")],
+    plan: Annotated[Path, typer.Argument(help="The TOML file.")],
     *,
     out: Annotated[Path, typer.Option("--out", help="Folder of all sweeps.")] = Path("runs"),
     name: Annotated[
@@ -197,8 +198,8 @@ def sweep(
         int,
         typer.Option(
             "--jobs",
-            help="Runs at a time, each in a process of its own. Default, or 0: as many as there "
-            "are CPUs for the plan's threads, at most 1 on a GPU.",
+            help="Runs at a time, each in a process of its own; 0: as many as there are CPUs for "
+            "the plan's threads, or 1 on a GPU.",
         ),
     ] = 0,
     shard: Annotated[
@@ -230,6 +231,10 @@ def sweep(
         seeds = [0, 1, 2, 3, 4]
         epochs = 40
 
+    Tables *[[grid]]* run one such grid each, with their keys over those above the first of them.
+    Tables *[[published]]* (model, method, sparsity, accuracy in percent, spread, source) are
+    numbers of papers for the report. *name* and *title* are those of the sweep.
+
     After an interruption, even a kill, the same command goes on where it was, to the same results.
     A run that fails does not stop the others; the command then ends with exit code 1. A plan may
     grow: what is finished stays.
@@ -238,30 +243,33 @@ def sweep(
         raise ValueError(f"--jobs: expected at least 0, got {jobs}")
     wanted = load_plan(plan)
     task = Sweep(wanted, out / (name or wanted.name), shard=parse_shard(shard))
-    console = Console()
     if not fresh:
         task.check()
-    todo = len(task.runs) if fresh else sum(task.status(c) != "finished" for c in task.runs)
-    console.print(
-        f"{task.path}: {len(task.runs)} runs, {len(task.runs) - todo} finished",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
+    todo = sum(fresh or task.status(config) != "finished" for config in task.runs)
+    console = Console()
+    console.print(sweep_line(task, todo), markup=False, highlight=False, soft_wrap=True)
     if show:
         console.print(plan_table(task))
         return
+    jobs = min(jobs or default_jobs(wanted), max(todo, 1))
     progress = SweepProgress(console, todo)
     try:
         with progress.bars:
-            jobs = min(jobs or default_jobs(wanted), max(todo, 1))
             outcomes = task.run(jobs, fresh=fresh, report=progress.end_run)
     except KeyboardInterrupt:
         console.print("Interrupted; the same command goes on from here.")
         raise typer.Exit(130) from None
-    console.print(sweep_table(task.gather(), wanted.title))
+    finished = task.gather()
+    absent = len(wanted.runs) - len(finished)
+    if not absent or len(task.runs) == len(wanted.runs):
+        console.print(sweep_table(finished, wanted.title))
+    if absent:
+        console.print(f"{absent} of the plan's {len(wanted.runs)} runs are not finished.")
+    else:
+        console.print(f"For more: fullspectrum report {escape(str(task.path))}", soft_wrap=True)
     if any(outcome.status == "failed" for outcome in outcomes):
         console.print(failures_table(outcomes))
+    if task.is_failed(outcomes):
         raise typer.Exit(1)
 
 

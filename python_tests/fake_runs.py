@@ -59,5 +59,6 @@ def fake_sweep(methods, sparsities, seeds, *, models=("mlp",), steps=0, data="di
                         anchor_distance=0.4 * norm + draw.gauss(0, 0.05),
                         pruning_seconds=0.1 + 3 * pags + draw.random(),
                         training_seconds=5 + draw.random(), held_bytes=int(1e6 / (1.05 - sparsity)),
+                        layer_densities={"a": density * (1 - skill / 2), "b": density + skill / 20},
                     ))  # fmt: skip
     return runs

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from fullspectrum_ext.experiments import RunFolder, TrainConfig, suite, train
+from fullspectrum_ext.experiments.runs_file import read_runs
 from fullspectrum_ext.masks import MaskSet
 
 SMALL = TrainConfig(methods=("snip", "dense"), seeds=(0, 1), epochs=3, batch_size=256, threads=1)
@@ -24,6 +25,15 @@ def outcome(path: Path) -> dict[str, object]:
             file.name: MaskSet.load(file) for file in sorted((path / "masks").glob("*.safetensors"))
         },
     }
+
+
+def left_of_sweep(path: Path) -> tuple[list[dict[str, object]], dict[str, object]]:
+    """The lines of a sweep's runs and what each run leaves, as :func:`outcome` says it."""
+    runs = [entry | {"run": _timeless(entry["run"])} for entry in read_runs(path)]
+    for entry in runs:
+        del entry["environment"]
+    folders = [file.parent for file in sorted(path.glob("runs/*/*/config.toml"))]
+    return runs, {str(folder.relative_to(path)): outcome(folder) for folder in folders}
 
 
 class _Killed(BaseException):

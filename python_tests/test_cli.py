@@ -336,3 +336,63 @@ def test_a_killed_command_goes_on_to_the_same_results(tmp_path, whole, how):
     run(*command)
 
     assert outcome(tmp_path / "x") == whole
+
+
+@pytest.fixture
+def plan(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text(
+        'title = "Mine"\nmethods = ["erk", "random"]\nseeds = [0, 1]\n'
+        "epochs = 1\nbatch_size = 512\n[[grid]]\nepochs = 1\n"
+    )
+    return file
+
+
+def test_sweep_ends_with_a_table_and_shows_what_is_done(tmp_path, plan):
+    command = ["sweep", plan, "--out", tmp_path, "--jobs", 1]
+
+    shown = run(*command, "--show")
+    assert "mine: 4 runs, 0 finished" in shown
+    assert shown.count("to do") == 4
+    assert not (tmp_path / "mine").exists()
+    half = run(*command, "--shard", "1/2")
+    assert "mine: 2 of 4 runs in this shard, 0 finished" in half
+    assert "digits, mlp, 0.95, erk, seed 1: test accuracy" in half
+    assert "2 of the plan's 4 runs are not finished." in half
+    whole = run(*command)
+    assert whole.count("seed") == 3  # two runs and the head of a column
+    assert re.search(r"Mine .* mlp 0\.95 erk 2 [\d.]+ ± [\d.]+ digits mlp 0\.95 random 2", whole)
+    assert "not finished" not in whole
+    assert run(*command, "--show").count("finished") == 5
+    assert run(*command, "--fresh").count("seed") == 5
+
+
+def test_a_sweep_with_a_failure_names_it_and_ends_with_code_1(tmp_path, plan):
+    plan.write_text(
+        'methods = ["erk", "dense"]\nseeds = [0]\nepochs = 2\nbatch_size = 512\n'
+        '[[grid]]\n[[grid]]\nsparsities = [0.5]\noptimizer = "sgd"\nlearning_rate = 1e30\n'
+    )
+
+    printed = run("sweep", plan, "--out", tmp_path, "--jobs", 1, code=1)
+
+    assert printed.count("failed: learning_rate: the loss became nan in epoch 1") == 2
+    assert printed.count("seed 0: test accuracy") == 2
+    assert re.search(r"Failed runs; .* digits, mlp, 0\.5, erk, seed 0 .* 0\.5, dense, se", printed)
+    assert "digits mlp 0.95 erk 1 " in printed
+    assert run("sweep", plan, "--out", tmp_path, "--show").count("failed") == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nowhere.toml"], "error: .*nowhere.toml"),
+        (["mine.toml", "--shard", "3/2"], "error: --shard: expected i/n"),
+        (["mine.toml", "--jobs", "-1"], "error: --jobs: expected at least 0, got -1"),
+        (["bad.toml"], "error: bad.toml: unknown key 'epoch' .did you mean 'epochs'"),
+    ],
+)
+def test_a_sweep_that_cannot_be_is_one_line(tmp_path, monkeypatch, plan, arguments, words):
+    (tmp_path / "bad.toml").write_text("epoch = 1\n")
+    monkeypatch.chdir(tmp_path)
+    assert re.search(words, run("sweep", *arguments, code=2))
+    assert not (tmp_path / "runs").exists()

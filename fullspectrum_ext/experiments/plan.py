@@ -69,10 +69,6 @@ class Plan:
     published: tuple[Published, ...]
     content: bytes = dataclasses.field(repr=False)
 
-    def resolved(self) -> "Plan":
-        """The same plan with :meth:`TrainConfig.resolved` settings, checked for this machine."""
-        return dataclasses.replace(self, runs=tuple(config.resolved() for config in self.runs))
-
 
 def load_plan(file: Path) -> Plan:
     """Read a plan, and check the settings of every run.

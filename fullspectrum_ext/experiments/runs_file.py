@@ -64,7 +64,7 @@ def entries(folder: RunFolder) -> list[dict[str, Any]]:
             "config": results["config"] | {"methods": [run["method"]], "seeds": [run["seed"]]},
             "environment": results["environment"],
             "run": run,
-            "history": _history(records[run["method"], run["seed"]]),
+            "history": _history(records.get((run["method"], run["seed"]), [])),
         }
         for run in results["runs"]
     ]

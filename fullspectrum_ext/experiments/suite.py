@@ -326,6 +326,9 @@ class _MethodRun:
             "kept": self.masks.nnz,
             "total": self.masks.numel,
             "sparsity": self.masks.sparsity,
+            "layer_densities": {
+                name: int(mask.count_nonzero()) / mask.numel() for name, mask in self.masks.items()
+            },
             "test_accuracy": test_accuracy,
             "test_loss": test_loss,
             "coordinate_before": before.vector.tolist(),

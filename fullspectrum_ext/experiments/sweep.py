@@ -3,7 +3,7 @@
 import contextlib
 import fcntl
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,9 +32,9 @@ class Sweep:
     """
 
     def __init__(self, plan: Plan, path: Path, *, shard: tuple[int, int] = (1, 1)) -> None:
-        self.plan = plan.resolved()
+        self.plan = plan
         self.path = Path(path)
-        self.runs = self.plan.runs[shard[0] - 1 :: shard[1]]
+        self.runs = plan.runs[shard[0] - 1 :: shard[1]]
         self.runs_file = self.path / RUNS_FILE
         self._plan_file = self.path / "plan.toml"
         self._read: dict[Path, dict[str, Any]] = {}
@@ -53,13 +53,18 @@ class Sweep:
         return "begun" if folder.records.is_file() else "to do"
 
     def check(self) -> None:
-        """Raise ValueError where the folder holds another plan, or a run with other settings."""
+        """Look for what :meth:`run` would refuse.
+
+        Raises:
+            ValueError: If the folder holds another plan, or a run with other settings, or the
+                device of a run is not there.
+        """
         if self._plan_file.is_file():
             self._check_plan(load_plan(self._plan_file))
         elif self.path.is_dir() and any(not e.name.startswith(".") for e in self.path.iterdir()):
             raise ValueError(f"{self.path}: holds other files than those of a sweep")
         for config in self.runs:
-            self.folder(config).check(config)
+            self.folder(config).check(config.resolved())
 
     def run(
         self,
@@ -91,7 +96,7 @@ class Sweep:
         self._claim()
         if fresh:
             for config in self.runs:
-                with self.folder(config).opened(config, fresh=True):
+                with self.folder(config).opened(config.resolved(), fresh=True):
                     pass
         self.gather()
         tasks = [
@@ -108,6 +113,22 @@ class Sweep:
                 report(outcome)
         return outcomes
 
+    def is_failed(self, outcomes: Iterable[Outcome]) -> bool:
+        """Whether the command is to say by its exit code that a run failed.
+
+        torchrun ends all its processes when one of them says so. There, only a process that leaves
+        no run to the others says it, for all.
+
+        Args:
+            outcomes: What :meth:`run` returned.
+
+        Returns:
+            True if it is.
+        """
+        if "TORCHELASTIC_RUN_ID" not in os.environ:
+            return any(outcome.status == "failed" for outcome in outcomes)
+        return {self.status(run) for run in self.plan.runs} in ({"failed"}, {"failed", "finished"})
+
     def gather(self) -> list[dict[str, Any]]:
         """Write ``runs.jsonl``: a line for each run of the plan that is finished, whoever ran it.
 
@@ -117,7 +138,7 @@ class Sweep:
         with self._locked():
             plan = self.plan
             if self._plan_file.read_bytes() != plan.content:  # another process has changed it
-                plan = load_plan(self._plan_file).resolved()
+                plan = load_plan(self._plan_file)
             found = [entry for config in plan.runs if (entry := self._entry(config)) is not None]
             write_runs(self.runs_file, found)
         return found
@@ -129,7 +150,7 @@ class Sweep:
         entry = self._read.get(folder.path)
         if entry is None:
             return None
-        # On another machine, 0 may stand for another number of threads.
+        # 0 stands for some number of threads, on another machine for another.
         settings = TrainConfig(**entry["config"] | {"threads": config.threads})
         return entry if settings == config else None
 
@@ -172,7 +193,7 @@ def default_jobs(plan: Plan) -> int:
     except AttributeError:  # not on every system
         cpus = os.cpu_count() or 1
     cpus //= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(1, cpus // max(config.threads for config in plan.runs))
+    return max(1, cpus // max(config.resolved().threads for config in plan.runs))
 
 
 def parse_shard(text: str | None) -> tuple[int, int]:

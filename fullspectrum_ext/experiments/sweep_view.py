@@ -60,6 +60,13 @@ class SweepProgress:
         self.bars.advance(self._all)
 
 
+def sweep_line(sweep: Sweep, todo: int) -> str:
+    """Where a sweep is and how much of it is done, in one line."""
+    all_runs, own = len(sweep.plan.runs), len(sweep.runs)
+    count = f"{all_runs} runs" if own == all_runs else f"{own} of {all_runs} runs in this shard"
+    return f"{sweep.path}: {count}, {own - todo} finished"
+
+
 def sweep_table(runs: Iterable[Mapping[str, Any]], title: str) -> Table:
     """One line for each model, sparsity and method, with accuracy over the seeds.
 

@@ -11,6 +11,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -88,8 +89,10 @@ def _run(task: Task, load: Load) -> Outcome:
     except FolderInUseError:
         return Outcome(task.config, "busy")
     except Exception as error:  # the sweep goes on, whatever stops one of its runs
-        is_known = isinstance(error, ValueError | TypeError | OSError)
-        return _failed(task, str(error) if is_known else traceback.format_exc().strip())
+        if not isinstance(error, ValueError | TypeError | OSError):
+            return _failed(task, traceback.format_exc().strip())
+        title = f"{task.config.methods[0]}, seed {task.config.seeds[0]}: "
+        return _failed(task, str(error).removeprefix(title))  # as the folder is called
     accuracy = results["runs"][0]["test_accuracy"]
     return Outcome(task.config, "finished", accuracy=accuracy, seconds=time.perf_counter() - begun)
 
@@ -152,7 +155,7 @@ def _start() -> tuple[Connection, SpawnProcess]:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_work, args=(theirs,), daemon=True)
-    with _interrupts_ignored():
+    with _interrupts_held_back():
         process.start()
     theirs.close()  # so that its end is seen at ours
     return ours, process
@@ -165,16 +168,14 @@ def _give(connection: Connection, process: SpawnProcess, task: Task) -> _Worker:
 
 
 @contextlib.contextmanager
-def _interrupts_ignored() -> Generator[None, None, None]:
-    """A process started within leaves Ctrl-C to the one that started it, from its first moment."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _interrupts_held_back() -> Generator[None, None, None]:
+    """Hold SIGINT back; a process started within never gets it, and leaves it to its parent."""
+    resource_tracker.ensure_running()  # else the first start does so, and lets SIGINT through
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _how_it_ended(code: int | None) -> str:
@@ -186,7 +187,6 @@ def _how_it_ended(code: int | None) -> str:
 
 def _work(connection: Connection) -> None:
     """Do task after task, until no more come."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     load = functools.lru_cache(maxsize=1)(load_data)
     with contextlib.suppress(EOFError):

@@ -1,10 +1,12 @@
 import dataclasses
 import math
+from pathlib import Path
 
 import pytest
 
 from fullspectrum_ext.experiments import TrainConfig
 from fullspectrum_ext.experiments.plan import load_plan, run_path
+from fullspectrum_ext.experiments.sweep import Sweep
 
 
 @pytest.fixture
@@ -92,14 +94,15 @@ def test_every_run_has_a_folder_of_its_own(plan):
     assert not any(":" in path for path in paths)
 
 
-def test_a_plan_for_a_gpu_can_be_read_without_one_and_not_run(plan, monkeypatch):
+def test_a_plan_for_a_gpu_can_be_read_without_one_and_not_run(plan, monkeypatch, tmp_path):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
 
     found = plan('device = "cuda"\nthreads = 0\n')
 
     assert found.runs[0].device == "cuda"
     with pytest.raises(ValueError, match="device: 'cuda' asked for, but torch finds no CUDA"):
-        found.resolved()
+        Sweep(found, tmp_path / "sweep").run(1)
+    assert not (tmp_path / "sweep").exists()
 
 
 @pytest.mark.parametrize(
@@ -155,3 +158,12 @@ def test_mistakes_in_published_numbers_are_named(plan, row, words):
         (ValueError, TypeError), match=rf"mine\.toml: \[\[published\]\] 2: .*{words}"
     ):
         plan(f'{first}accuracy = 1\nsource = "x"\n{first}{row}')
+
+
+def test_the_plan_of_the_documentation_is_one(plan):
+    text = (Path(__file__).parents[2] / "docs" / "experiments.md").read_text(encoding="utf-8")
+
+    found = plan(text.split("```toml\n")[1].split("```")[0])
+
+    assert len(found.runs) == 2 * 3 * 4 * 5 + 2 * 3 * 5 + 2 * 5
+    assert found.published[0].accuracy == 91.2

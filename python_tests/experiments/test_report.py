@@ -20,7 +20,8 @@ from fullspectrum_ext.experiments.report import Study, read_study, write_report
 from fullspectrum_ext.experiments.report.content import Finding, Page, Table
 from fullspectrum_ext.experiments.report.names import has_larger_norm, rivals
 from fullspectrum_ext.experiments.report.page import make_page
-from fullspectrum_ext.experiments.report.prediction import sample, verdict
+from fullspectrum_ext.experiments.report.prediction import verdict
+from fullspectrum_ext.experiments.report.sample import DENSITY, LAYERS, sample
 from fullspectrum_ext.experiments.report.significance import compare
 from fullspectrum_ext.experiments.report.study import sort_runs
 from fullspectrum_ext.experiments.runs_file import write_runs
@@ -124,7 +125,7 @@ def test_the_figures_of_the_markdown_are_there_and_whole(written):
     assert {link.split("/")[-1] for link in links} == {
         f"{kind}-{panel}.svg"
         for panel in ("mlp-on-digits", "mlp-on-teacher-mlp")
-        for kind in ("accuracy", "norms", "prediction")
+        for kind in ("accuracy", "seeds", "norms", "prediction")
     } | {"trajectories-mlp-on-digits.svg"}
     for link in links:
         root = ElementTree.parse(written / link).getroot()
@@ -149,7 +150,7 @@ def test_the_same_runs_give_the_same_bytes(tmp_path):
         {file.name: file.read_bytes() for file in (tmp_path / name).rglob("*.*")}
         for name in ("one", "two")
     )
-    assert len(one) == 6
+    assert len(one) == 7
     assert one == two
 
 
@@ -249,6 +250,14 @@ def test_runs_with_other_settings_are_other_comparisons():
     assert panels[0].runs[0].accuracy == 90
 
 
+def test_a_run_that_belongs_nowhere_is_refused():
+    run = fake_run()
+    del run["config"]["sparsity"]
+
+    with pytest.raises(ValueError, match="run 2: expected sparsity in its config"):
+        sort_runs([fake_run(), run])
+
+
 def test_files_of_two_comparisons_never_have_one_name():
     panels, _ = sort_runs([fake_run(model="a:b"), fake_run(model="a.b")])
 
@@ -297,6 +306,16 @@ def test_accuracy_is_mean_and_deviation_and_says_where_seeds_are_missing():
     assert "Without an accuracy that is a number, and left out below: 1 run." in texts
 
 
+def test_dense_stands_beside_every_sparsity():
+    runs = [fake_run("snip", 0, sparsity) for sparsity in (0.9, 0.95)]
+    runs += [fake_run("dense", seed, 0.0, a) for seed, a in enumerate([0.97, 0.99])]
+
+    (table,) = tables(page_of(runs), "Accuracy against sparsity")
+
+    assert [column.title for column in table.columns] == ["method", "90\xa0%", "95\xa0%"]
+    assert [cell.text for cell in table.rows[1]] == ["dense", "98.00 ± 1.41", "98.00 ± 1.41"]
+
+
 def test_differences_are_paired_by_seed():
     base = [fake_run("snip", s, 0.95, a, norm_before=1.0) for s, a in enumerate([0.8, 0.7, 0.6])]
     pags = [
@@ -340,11 +359,31 @@ def test_a_correlation_through_density_alone_is_called_that():
     found = sample(study_of(runs).panels[0].runs, "anchor_distance")
 
     assert found.correlate().coefficient > 0.9
-    assert abs(found.correlate(at_equal_density=True).coefficient) < 0.2
+    assert abs(found.correlate(DENSITY).coefficient) < 0.2
     words = verdict("Anchor distance", found)
     assert "no evidence that it says anything of accuracy" in words
-    assert "what is seen without the control, r = +0.9" in words
-    assert words.endswith("is the density's.")
+    assert words.startswith("Anchor distance: r = +0.9")
+    assert words.endswith("; what is seen without the control is the density's.")
+
+
+def test_a_correlation_through_the_layers_densities_is_called_that():
+    # The first layer's density decides both; what is left of them is orthogonal.
+    runs = []
+    for number in range(24):
+        for seed in range(2):
+            first = 0.02 * (number + 1)
+            x, y = (-1) ** number * 0.01, (-1) ** (number // 2) * 0.001
+            layers = {"a": first, "b": 0.6 - first}
+            accuracy = 0.5 + 0.05 * math.log(first) + y
+            figures = {"anchor_distance": math.log(first) + x, "layer_densities": layers}
+            runs.append(fake_run(f"m{number}", seed, 0.9, accuracy + seed / 1000, **figures))
+
+    found = sample(study_of(runs).panels[0].runs, "anchor_distance")
+
+    assert found.correlate(DENSITY).low > 0.95
+    assert abs(found.correlate(LAYERS).coefficient) < 0.15
+    assert "at equal layer densities" in verdict("Anchor distance", found)
+    assert "no evidence" in verdict("Anchor distance", found)
 
 
 def test_a_correlation_at_equal_density_is_called_that():
@@ -396,6 +435,14 @@ def test_whatever_the_runs_are_there_is_a_page(runs, tmp_path):
     }  # fmt: skip
     for name in ("report.html", "report.md"):
         assert not re.search(r"\bnan\b", (tmp_path / name).read_text())
+
+
+def test_the_layers_densities_are_accounted_for_where_they_are_known(written):
+    text = (written / "report.md").read_text()
+
+    known, unknown = re.findall(r"\| measure \| runs \| n \|.*", text)
+    assert "Pearson at equal layer densities" in known
+    assert "layer" not in unknown
 
 
 def test_the_support_of_a_teacher_is_shown(written):

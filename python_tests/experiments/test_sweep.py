@@ -1,7 +1,7 @@
 import threading
 
 import pytest
-from jobs import outcome
+from jobs import left_of_sweep, outcome
 
 from fullspectrum_ext.experiments import TrainConfig, suite, sweep, train, workers
 from fullspectrum_ext.experiments.plan import load_plan, run_path
@@ -22,23 +22,6 @@ def plan_of(path, text=SMALL):
     file = path / "plan.toml"
     file.write_text(text)
     return load_plan(file)
-
-
-def lines(path):
-    """The file of runs, but for times."""
-    runs = read_runs(path)
-    for entry in runs:
-        entry["run"] = {k: v for k, v in entry["run"].items() if not k.endswith("seconds")}
-    return runs
-
-
-def all_outcomes(path):
-    """What every run left, but for times."""
-    return {folder.parent: outcome(folder.parent) for folder in sorted(path.glob("runs/*/*/conf*"))}
-
-
-def left(path):
-    return lines(path), {p.relative_to(path): found for p, found in all_outcomes(path).items()}
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +97,7 @@ def test_killed_anywhere_it_ends_as_if_nothing_had_been(
             Sweep(plan, tmp_path / "sweep").run(1)
     Sweep(plan, tmp_path / "sweep").run(1)
 
-    assert left(tmp_path / "sweep") == left(whole)
+    assert left_of_sweep(tmp_path / "sweep") == left_of_sweep(whole)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
@@ -135,7 +118,7 @@ def test_shards_one_after_the_other_are_the_whole(whole, tmp_path):
     for i in (3, 1, 2):
         Sweep(plan, tmp_path / "sweep", shard=(i, 3)).run(1)
 
-    assert left(tmp_path / "sweep") == left(whole)
+    assert left_of_sweep(tmp_path / "sweep") == left_of_sweep(whole)
 
 
 def test_no_line_is_lost_where_two_gather_at_once(tmp_path, monkeypatch):
@@ -200,6 +183,8 @@ def test_a_run_that_fails_stops_no_other_and_is_tried_again(tmp_path, monkeypatc
 
     assert [o.status for o in ended] == ["failed", "finished", "failed", "finished"]
     assert [task.status(c) for c in plan.runs] == ["failed", "finished", "failed", "finished"]
+    assert task.is_failed(ended)
+    assert not task.is_failed(ended[1:2])
     assert task.folder(bad).error.read_text() == "fc1.weight: collapsed\n"
     text = task.folder(worse).error.read_text()
     assert text.startswith("Traceback")
@@ -208,6 +193,20 @@ def test_a_run_that_fails_stops_no_other_and_is_tried_again(tmp_path, monkeypatc
     assert [o.status for o in task.run(1)] == ["finished", "finished"]
     assert not list(task.path.rglob("error.txt"))
     assert len(read_runs(task.path)) == 4
+
+
+def test_under_torchrun_a_failure_is_said_once_no_other_process_is_at_work(tmp_path, monkeypatch):
+    plan = plan_of(tmp_path)
+    first, second = (Sweep(plan, tmp_path / "sweep", shard=(i, 2)) for i in (1, 2))
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    with monkeypatch.context() as patch:
+        patch.setattr(workers, "train", lambda *_, **__: 1 / 0)
+        ended = first.run(1)
+
+    assert [outcome.status for outcome in ended] == ["failed", "failed"]
+    assert not first.is_failed(ended)
+    assert second.is_failed(second.run(1))
+    assert not first.is_failed(first.run(1))
 
 
 def test_a_plan_may_grow_and_shrink_and_what_is_finished_stays(whole, tmp_path, monkeypatch):
@@ -224,21 +223,21 @@ def test_a_plan_may_grow_and_shrink_and_what_is_finished_stays(whole, tmp_path, 
 
     assert [config.sparsity for config in ran] == [0.98, 0.98, 0.9, 0.9]
     assert (path / "plan.toml").read_text() == SMALL
-    assert left(path) == left(whole)
+    assert left_of_sweep(path) == left_of_sweep(whole)
     older.gather()  # by a process that still goes by the plan as it was
-    assert left(path) == left(whole)
+    assert left_of_sweep(path) == left_of_sweep(whole)
 
     Sweep(small, path).run(1)
     assert [entry["config"]["sparsity"] for entry in read_runs(path)] == [0.98, 0.98]
     Sweep(grown, path).run(1)
-    assert left(path) == left(whole)
+    assert left_of_sweep(path) == left_of_sweep(whole)
     assert len(ran) == 4
 
 
 def test_other_settings_and_other_plans_are_refused_before_any_work(tmp_path):
     path = tmp_path / "sweep"
     Sweep(plan_of(tmp_path, SMALL.replace('["snip", "erk"]', '["erk"]')), path).run(1)
-    before = left(path), (path / "plan.toml").read_bytes()
+    before = left_of_sweep(path), (path / "plan.toml").read_bytes()
 
     with pytest.raises(
         ValueError, match=r"digits-mlp-0\.9.erk-0: .*other settings \(epochs = 2, not 3\)"
@@ -250,7 +249,7 @@ def test_other_settings_and_other_plans_are_refused_before_any_work(tmp_path):
     (tmp_path / "other" / "thesis.tex").write_text("dear")
     with pytest.raises(ValueError, match="other: holds other files than those of a sweep"):
         Sweep(plan_of(tmp_path), tmp_path / "other").run(1)
-    assert (left(path), (path / "plan.toml").read_bytes()) == before
+    assert (left_of_sweep(path), (path / "plan.toml").read_bytes()) == before
 
 
 def test_fresh_takes_a_folder_whose_runs_have_other_settings(tmp_path):
@@ -304,6 +303,20 @@ def test_torchrun_says_the_shard_and_the_gpu(monkeypatch):
 def test_shards_that_are_none_are_refused(text):
     with pytest.raises(ValueError, match="--shard: expected i/n, such as 1/4, with i from 1 to n"):
         parse_shard(text)
+
+
+def test_threads_that_the_machine_decides_are_those_of_its_runs(tmp_path, monkeypatch):
+    plan = plan_of(tmp_path, SMALL.replace("[0.9, 0.98]", "[0.9]") + "threads = 0\n")
+    monkeypatch.setattr("torch.get_num_threads", lambda: 2)
+    task = Sweep(plan, tmp_path / "sweep", shard=(1, 2))
+    task.run(1)
+
+    monkeypatch.setattr("torch.get_num_threads", lambda: 1)
+    Sweep(plan, tmp_path / "sweep", shard=(2, 2)).run(1)
+
+    assert [entry["config"]["threads"] for entry in read_runs(task.path)] == [2, 1]
+    with pytest.raises(ValueError, match=r"other settings \(threads = 2, not 1\)"):
+        task.run(1)
 
 
 def test_as_many_jobs_as_there_are_cpus_for_their_threads(tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from fullspectrum_ext.experiments.report.content import (
     Section,
     Table,
 )
-from fullspectrum_ext.experiments.report.figures import draw_accuracy, percent
+from fullspectrum_ext.experiments.report.figures import draw_accuracy, draw_seeds, percent
 from fullspectrum_ext.experiments.report.names import DENSE
 from fullspectrum_ext.experiments.report.statistics import spread
 from fullspectrum_ext.experiments.report.study import Panel, Study
@@ -49,6 +49,11 @@ def accuracy(study: Study) -> Section:
                 f"{panel.name}: test accuracy after the last epoch, mean and standard deviation "
                 "over seeds. Methods of one base share a colour; PAGS is dashed, with triangles. "
                 "Points of one sparsity lie side by side.",
+            ),
+            Figure(
+                f"seeds-{panel.key}",
+                draw_seeds(panel),
+                f"{panel.name}: test accuracy of each method, every seed and their mean.",
             ),
             _over_sparsities(panel, "test_accuracy", "Test accuracy, %"),
         ]

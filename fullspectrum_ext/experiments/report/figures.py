@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,18 @@ _COLOURS = (
     "#2f7fd6", "#e07a1f", "#2f9e5f", "#d34a55", "#8d6cd0", "#a5754f",
     "#d465a6", "#17a2b8", "#a59a12", "#7f8c8d", "#5a6fd8", "#00917c",
 )  # fmt: skip
-_VARIANTS = (("o", "-"), ("^", "--"), ("s", ":"), ("D", "-."), ("v", "--"), ("P", ":"), ("X", "-."))
+# Of a family's own method: one for each turn of the colours.
+_PLAIN: tuple[tuple[str, Any], ...] = (("o", "-"), ("*", (0, (7, 1.5))), ("d", (0, (4, 1, 1, 1))))
+# Of what is derived from it.
+_VARIANTS: tuple[tuple[str, Any], ...] = (
+    ("o", "-"),
+    ("^", "--"),
+    ("s", ":"),
+    ("D", "-."),
+    ("v", "--"),
+    ("P", ":"),
+    ("X", "-."),
+)
 _LEVELS = ("#3f6fb5", "#2a9aa0", "#58b368", "#c2a321", "#e0792b", "#d14b6b")  # of sparsity
 _MARKERS = "o^sDvPX"
 _MOST_STEPS = 150  # of a trajectory: more cannot be seen
@@ -28,7 +39,7 @@ class Style:
 
     color: str
     marker: str
-    line: str
+    line: Any
 
 
 def styles(methods: Sequence[str]) -> dict[str, Style]:
@@ -41,13 +52,18 @@ def styles(methods: Sequence[str]) -> dict[str, Style]:
         Method to style: a base and what derives from it share a colour.
     """
     names = {method: kin(method) for method in methods}
-    families = list(dict.fromkeys(name.family for name in names.values() if name.family != DENSE))
+    families = list(dict.fromkeys(kin(m).family for m in methods if m != DENSE))
     variants = list(dict.fromkeys(["", "pags", *(name.variant for name in names.values())]))
     found = {}
     for method, name in names.items():
+        if method == DENSE:
+            found[method] = Style(INK, "o", "-")
+            continue
         marker, line = _VARIANTS[variants.index(name.variant) % len(_VARIANTS)]
-        place = INK if name.family == DENSE else _COLOURS[families.index(name.family) % 12]
-        found[method] = Style(place, marker, line)
+        turn, place = divmod(families.index(name.family), len(_COLOURS))
+        if not name.variant:
+            marker, line = _PLAIN[turn % len(_PLAIN)]
+        found[method] = Style(_COLOURS[place], marker, line)
     return found
 
 
@@ -81,7 +97,7 @@ def draw_accuracy(panel: Panel) -> str:
                     color=look.color, marker=look.marker, linestyle=look.line, label=method,
                     markersize=4.5, linewidth=1.3, elinewidth=0.8, markeredgewidth=0,
                 )  # fmt: skip
-        dense = [v for s in panel.sparsities for v in panel.finite(DENSE, s, "test_accuracy")]
+        dense = panel.finite(DENSE, panel.sparsities[0], "test_accuracy")
         if dense:
             axis.axhline(statistics.fmean(dense), color=INK, linewidth=1, label=DENSE)
         axis.set_xticks(list(places.values()), [percent(s) for s in places])
@@ -91,6 +107,24 @@ def draw_accuracy(panel: Panel) -> str:
 
     height = max(4.2, 0.9 + 0.19 * len(panel.methods))
     return drawing(f"accuracy-{panel.key}", draw, width=_WIDTH, height=height, rows=1, columns=1)
+
+
+def draw_seeds(panel: Panel) -> str:
+    """Draw each method's accuracy: every seed, and their mean."""
+    looks = styles(panel.methods)
+
+    def draw(_figure: Any, axes: Any) -> None:
+        for axis, sparsity in _by_sparsity(panel, axes):
+            for row, method in enumerate(panel.methods):
+                values = panel.finite(method, sparsity, "test_accuracy")
+                if values:
+                    color, mean = looks[method].color, statistics.fmean(values)
+                    axis.plot(values, [row] * len(values), "o", ms=4, mew=0, color=color, alpha=0.4)
+                    axis.plot(mean, row, "|", ms=11, mew=2, color=color, zorder=3)
+            axis.set_xlabel("test accuracy, %")
+
+    height = 0.9 + 0.2 * len(panel.methods)
+    return _panels(f"seeds-{panel.key}", draw, len(panel.sparsities), columns=4, height=height)
 
 
 Trajectory = Sequence[tuple[int, Sequence[float]]]  # steps, and the norms of the seeds there
@@ -144,9 +178,7 @@ def draw_ways(panel: Panel) -> str:
     looks = styles(panel.methods)
 
     def draw(_figure: Any, axes: Any) -> None:
-        for axis, sparsity in zip(
-            _used(axes, len(panel.sparsities)), panel.sparsities, strict=True
-        ):
+        for axis, sparsity in _by_sparsity(panel, axes):
             for row, method in enumerate(panel.methods):
                 ends = [
                     panel.finite(method, sparsity, f"norm_{end}") for end in ("before", "after")
@@ -157,10 +189,6 @@ def draw_ways(panel: Panel) -> str:
                     axis.plot([before, after], [row, row], color=color, lw=1.4, zorder=2)
                     axis.plot(before, row, "o", ms=5, mec=color, mfc=PAPER, mew=1.3, zorder=3)
                     axis.plot(after, row, "o", ms=5, mec=color, mfc=color, mew=1.3, zorder=3)
-            axis.set(title=f"sparsity {percent(sparsity)}", xlabel="norm")
-            axis.set_ylim(len(panel.methods) - 0.4, -0.6)
-            axis.set_yticks(range(len(panel.methods)), panel.methods)
-            axis.label_outer(remove_inner_ticks=False)
             axis.set_xlabel("norm")
 
     height = 0.9 + 0.2 * len(panel.methods)
@@ -169,33 +197,26 @@ def draw_ways(panel: Panel) -> str:
 
 @dataclass(frozen=True)
 class Cloud:
-    """Points of one panel of a scatter: a measure against accuracy.
+    """Points of one column of a scatter: a measure against accuracy.
 
     Attributes:
         title: Of the measure.
-        x: The measure.
-        y: Accuracy.
-        left_x: What is left of the measure at equal density.
-        left_y: What is left of the accuracy.
+        points: What each control leaves of measure and accuracy, by its name.
         sparsities: Of the runs.
     """
 
     title: str
-    x: Sequence[float]
-    y: Sequence[float]
-    left_x: Sequence[float]
-    left_y: Sequence[float]
+    points: Mapping[str, tuple[Sequence[float], Sequence[float]]]
     sparsities: Sequence[float]
 
 
 def draw_clouds(panel: Panel, clouds: Sequence[Cloud]) -> str:
-    """Draw measures against accuracy: as they are, and what is left at equal density."""
+    """Draw measures against accuracy: as they are, and what each control leaves."""
     levels = {s: number for number, s in enumerate(panel.sparsities)}
 
     def draw(figure: Any, axes: Any) -> None:
         for column, cloud in enumerate(clouds):
-            points = ((cloud.x, cloud.y), (cloud.left_x, cloud.left_y))
-            for row, (x, y) in enumerate(points):
+            for row, (control, (x, y)) in enumerate(cloud.points.items()):
                 axis = axes[row, column]
                 for sparsity, level in levels.items():
                     at = [i for i, other in enumerate(cloud.sparsities) if other == sparsity]
@@ -205,18 +226,18 @@ def draw_clouds(panel: Panel, clouds: Sequence[Cloud]) -> str:
                         marker=_MARKERS[level % len(_MARKERS)], markersize=3.2, alpha=0.65,
                         markeredgewidth=0, label=percent(sparsity),
                     )  # fmt: skip
+                if not column:
+                    axis.set(ylabel=f"residual {control}, %" if row else "test accuracy, %")
                 if row:
                     axis.axhline(0, color=FAINT, linewidth=1.6, zorder=0.9)
                     axis.axvline(0, color=FAINT, linewidth=1.6, zorder=0.9)
             axes[0, column].set(title=cloud.title)
-            axes[1, column].set(xlabel=f"{cloud.title}, residual")
-        axes[0, 0].set(ylabel="test accuracy, %")
-        axes[1, 0].set(ylabel="residual at equal density, %")
+            axes[-1, column].set(xlabel=f"{cloud.title}, residual")
         _legend(figure, axes[0, 0], title="sparsity")
 
-    return drawing(
-        f"prediction-{panel.key}", draw, width=_WIDTH, height=5.4, rows=2, columns=len(clouds)
-    )
+    rows, columns = len(clouds[0].points), len(clouds)
+    name = f"prediction-{panel.key}"
+    return drawing(name, draw, width=_WIDTH, height=2.7 * rows, rows=rows, columns=columns)
 
 
 def _panels(name: str, draw: Any, count: int, *, columns: int, height: float) -> str:
@@ -224,6 +245,15 @@ def _panels(name: str, draw: Any, count: int, *, columns: int, height: float) ->
     rows = math.ceil(count / columns)
     width = _WIDTH if columns > 1 else 0.75 * _WIDTH
     return drawing(name, draw, width=width, height=height * rows, rows=rows, columns=columns)
+
+
+def _by_sparsity(panel: Panel, axes: Any) -> Iterator[tuple[Any, float]]:
+    """Panels with a row for each method; what is drawn comes between this and its next one."""
+    for axis, sparsity in zip(_used(axes, len(panel.sparsities)), panel.sparsities, strict=True):
+        yield axis, sparsity
+        axis.set(title=f"sparsity {percent(sparsity)}", ylim=(len(panel.methods) - 0.4, -0.6))
+        axis.set_yticks(range(len(panel.methods)), panel.methods)
+        axis.tick_params(labelleft=axis.get_subplotspec().is_first_col())
 
 
 def _used(axes: Any, count: int) -> list[Any]:

@@ -80,7 +80,9 @@ def _block(block: Block) -> str:
 def _figure(figure: Figure) -> str:
     caption = escape(figure.caption)
     svg = on_page(figure.svg).replace("<svg ", f'<svg role="img" aria-label="{caption}" ', 1)
-    return f"<figure>\n{svg}<figcaption>{caption}</figcaption>\n</figure>"
+    return (
+        f'<figure>\n<div class="drawing">{svg}</div>\n<figcaption>{caption}</figcaption>\n</figure>'
+    )
 
 
 def _table(table: Table) -> str:

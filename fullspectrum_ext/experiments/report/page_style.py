@@ -34,9 +34,16 @@ nav ul { display: flex; flex-wrap: wrap; gap: .3rem 1.4rem; margin: 1.2rem 0 0; 
 nav li { list-style: none; }
 figure { margin: 1.4rem 0 2rem; }
 figcaption { margin-top: .6rem; max-width: 56rem; color: var(--soft); font-size: .86rem; }
-svg { display: block; width: 100%; height: auto; }
+.drawing { overflow-x: auto; }
+svg { display: block; width: 100%; min-width: 42rem; height: auto; }
 svg text { font-family: inherit; }
-.scroll { overflow: auto; max-height: 36rem; border: 1px solid var(--line); border-radius: 8px; }
+.scroll {
+  overflow: auto; max-height: 44rem; border: 1px solid var(--line); border-radius: 8px;
+  /* a shade at the lower edge while there is more below */
+  background:
+    linear-gradient(var(--paper), var(--paper)) bottom / 100% 1.2rem no-repeat local,
+    linear-gradient(transparent, var(--line)) bottom / 100% 1.2rem no-repeat;
+}
 table {
   width: 100%; border-collapse: separate; border-spacing: 0;
   font-size: .88rem; font-variant-numeric: tabular-nums;

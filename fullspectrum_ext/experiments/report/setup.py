@@ -75,12 +75,13 @@ def _missing(study: Study) -> list[Block]:
     if study.absent is not None:
         runs = many(len(study.absent), "planned run")
         words = f"{runs} not finished: {listed(study.absent)}." if study.absent else ""
-        blocks.append(Text(words or "All planned runs are finished."))
+        other = "other " * bool(study.failures)
+        blocks.append(Text(words or f"All {other}planned runs are finished."))
     if study.failures:
         columns = [Column("failed run", is_text=True), Column("error", is_text=True)]
         rows = [[Cell(fail.name), Cell(fail.error)] for fail in study.failures[:_SHOWN_FAILURES]]
         more = len(study.failures) - len(rows)
-        caption = f"{many(len(study.failures), 'run')} failed" + f", {more} not shown." * bool(more)
+        caption = f"{many(len(study.failures), 'run')} failed{f', {more} not shown' * bool(more)}."
         blocks.append(Table(columns, rows, caption))
     no_accuracy = sum(run.accuracy != run.accuracy for run in study.runs)
     if no_accuracy:

@@ -10,10 +10,12 @@ from functools import cached_property
 from typing import Any
 
 from fullspectrum_ext.experiments.plan import Published
+from fullspectrum_ext.experiments.report.names import DENSE
 
 Entry = Mapping[str, Any]
 # Settings by which runs of one comparison may differ: what is compared, where, and what is noted.
 _COMPARED = {"methods", "seeds", "sparsity", "data", "model"}
+_NEEDED = {"config": ("data", "model", "sparsity"), "run": ("method", "seed")}
 _INCIDENTAL = {"data_path", "device", "threads", "backend", "coordinate_every", "tensorboard"}
 
 
@@ -78,8 +80,14 @@ class Panel:
 
     @cached_property
     def sparsities(self) -> list[float]:
-        """Those asked for, rising."""
-        return sorted({run.sparsity for run in self.runs})
+        """Those asked for, rising; not one at which nothing but ``dense`` was run."""
+        pruned = {run.sparsity for run in self.runs if run.method != DENSE}
+        return sorted(pruned or {run.sparsity for run in self.runs})
+
+    @cached_property
+    def dense(self) -> list[Run]:
+        """Runs without pruning, whatever sparsity was asked for: one a seed."""
+        return list({run.seed: run for run in self.runs if run.method == DENSE}.values())
 
     @cached_property
     def _cells(self) -> dict[tuple[str, float], list[Run]]:
@@ -89,8 +97,8 @@ class Panel:
         return cells
 
     def cell(self, method: str, sparsity: float) -> list[Run]:
-        """The runs of a method at a sparsity: its seeds."""
-        return self._cells.get((method, sparsity), [])
+        """The runs of a method at a sparsity: its seeds. Those of ``dense`` stand everywhere."""
+        return self.dense if method == DENSE else self._cells.get((method, sparsity), [])
 
     def finite(self, method: str, sparsity: float, name: str) -> list[float]:
         """A figure of these runs (accuracy in percent), where it is a finite number."""
@@ -145,10 +153,17 @@ def sort_runs(entries: Iterable[Entry]) -> tuple[list[Panel], int]:
 
     Returns:
         The panels, and how many runs came again.
+
+    Raises:
+        ValueError: If a run lacks what says where it belongs.
     """
     groups: dict[tuple[str, str], dict[tuple[Any, ...], list[Run]]] = {}
     seen, repeated = set(), 0
-    for entry in entries:
+    for number, entry in enumerate(entries, start=1):
+        for part, names in _NEEDED.items():
+            for name in names:
+                if name not in entry[part]:
+                    raise ValueError(f"run {number}: expected {name} in its {part}, there is none")
         run = Run(entry["config"], entry["environment"], entry["run"], entry["history"])
         place = (run.method, run.sparsity, run.seed)
         group = (str(run.config["model"]), str(run.config["data"]))
