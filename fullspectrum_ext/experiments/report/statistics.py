@@ -112,7 +112,7 @@ def associate(
     Example:
         >>> found = associate([1, 2, 3, 4, 5, 6], [1, 3, 2, 4, 6, 5])
         >>> round(found.coefficient, 3), round(found.low, 3), round(found.high, 3)
-        (0.886, 0.266, 0.987)
+        (0.886, 0.264, 0.987)
     """
     n = len(x)
     if n < _LEAST:
