@@ -130,8 +130,9 @@ def _run_in_processes(tasks: Iterable[Task], jobs: int) -> Generator[Outcome, No
     try:
         while waiting or workers:
             while waiting and len(workers) < jobs:
-                connection, process = _start()
-                workers[connection] = _give(connection, process, waiting.popleft())
+                with _interrupts_held_back():
+                    connection, process = _start()
+                    workers[connection] = _give(connection, process, waiting.popleft())
             for connection in cast(list[Connection], wait(list(workers))):
                 worker = workers.pop(connection)
                 try:
@@ -155,8 +156,7 @@ def _start() -> tuple[Connection, SpawnProcess]:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_work, args=(theirs,), daemon=True)
-    with _interrupts_held_back():
-        process.start()
+    process.start()
     theirs.close()  # so that its end is seen at ours
     return ours, process
 
@@ -171,11 +171,19 @@ def _give(connection: Connection, process: SpawnProcess, task: Task) -> _Worker:
 def _interrupts_held_back() -> Generator[None, None, None]:
     """Hold SIGINT back; a process started within never gets it, and leaves it to its parent."""
     resource_tracker.ensure_running()  # else the first start does so, and lets SIGINT through
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    came: list[int] = []
+    is_main = threading.current_thread() is threading.main_thread()
+    # Blocked for the new process; this one may still be told of it by another of its threads.
+    handler = signal.signal(signal.SIGINT, lambda *_: came.append(1)) if is_main else None
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if is_main:
+            signal.signal(signal.SIGINT, handler)
+    if came:
+        signal.raise_signal(signal.SIGINT)
 
 
 def _how_it_ended(code: int | None) -> str:
