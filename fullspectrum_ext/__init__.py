@@ -2,7 +2,8 @@
 
 from importlib.metadata import version as _version
 
-from fullspectrum_ext import _library, nn, ops, spectral  # noqa: F401 (_library, to fail first)
+from fullspectrum_ext import _library, dynamic, nn, ops, spectral  # noqa: F401 (_library, to fail first)
+from fullspectrum_ext.dynamic import DynamicSparsity
 from fullspectrum_ext.masks import MaskSet
 from fullspectrum_ext.nn import densify, load_sparse_state_dict, sparsify
 from fullspectrum_ext.pruning import (
@@ -23,6 +24,7 @@ __version__ = _version("fullspectrum-ext")
 __all__ = [
     "DissipatingGradients",
     "DissipatingKStarts",
+    "DynamicSparsity",
     "FullSpectrum",
     "GradualPruning",
     "KStarts",
@@ -32,6 +34,7 @@ __all__ = [
     "audit",
     "dense_spectrum",
     "densify",
+    "dynamic",
     "full_spectrum",
     "load_sparse_state_dict",
     "lottery_tickets",

@@ -24,13 +24,25 @@ def carry_state(values: nn.Parameter, optimizer: torch.optim.Optimizer, source: 
         ValueError: If ``optimizer`` does not train ``values``, or is LBFGS, which holds state that
             cannot be told apart by weight.
     """
-    group = _group_of(values, optimizer)
     state = optimizer.state.get(values, {})
-    for name, held in state.items():
-        if isinstance(held, Tensor) and held.shape == values.shape:
-            fill = float(group.get(_INITIAL_STATE.get(name, name), 0.0))
-            new = carry(held, source, fill)
-            state[name] = held.copy_(new) if held.shape == new.shape else new
+    for name, (held, fill) in _held_by_weight(values, optimizer).items():
+        new = carry(held, source, fill)
+        state[name] = held.copy_(new) if held.shape == new.shape else new
+
+
+def reset_state(weight: nn.Parameter, optimizer: torch.optim.Optimizer, where: Tensor) -> None:
+    """Give some weights of a dense parameter the optimizer state of new ones, in place.
+
+    Args:
+        weight: The parameter.
+        optimizer: Trains it.
+        where: Bool, of the weight's shape: which of them.
+
+    Raises:
+        ValueError: As for :func:`carry_state`.
+    """
+    for held, fill in _held_by_weight(weight, optimizer).values():
+        held.masked_fill_(where, fill)
 
 
 def set_values(values: nn.Parameter, new: Tensor) -> None:
@@ -50,6 +62,18 @@ def set_values(values: nn.Parameter, new: Tensor) -> None:
     other = torch.float32 if values.dtype == torch.float64 else torch.float64
     values.data = torch.empty(0, dtype=other, device=values.device)
     values.data = new
+
+
+def _held_by_weight(
+    values: nn.Parameter, optimizer: torch.optim.Optimizer
+) -> dict[str, tuple[Tensor, float]]:
+    """Return what an optimizer holds by weight, by its name, and what a new weight begins with."""
+    group = _group_of(values, optimizer)
+    return {
+        name: (held, float(group.get(_INITIAL_STATE.get(name, name), 0.0)))
+        for name, held in optimizer.state.get(values, {}).items()
+        if isinstance(held, Tensor) and held.shape == values.shape
+    }
 
 
 def _group_of(values: nn.Parameter, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
