@@ -23,7 +23,8 @@ class _Catch:
             x = inputs[0].detach()
 
             def keep(grad: Tensor) -> None:
-                self.pairs.append((x, grad.detach()))
+                # a copy: torch may take this memory for the gradient of the bias, and add to it
+                self.pairs.append((x, grad.detach().clone()))
 
             output.register_hook(keep)
 

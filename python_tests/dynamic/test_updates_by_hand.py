@@ -215,7 +215,7 @@ def test_dsr_adapts_its_threshold(threshold, after):
     dsr.step()
     assert method.threshold == after
     assert dsr.masks.nnz == 4
-    assert 3 <= sum(mask(model)[0])
+    assert sum(mask(model)[0]) >= 3
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -231,8 +231,8 @@ def test_mest_scores_by_magnitude_and_gradient(backend):
     mest.step()
     assert mask(model)[0][1] == 1
     assert mest.masks.nnz == 2
+    optimizer.zero_grad()
     with pytest.raises(RuntimeError, match="before the gradients are cleared"):
-        optimizer.zero_grad()
         mest.step()
 
 
