@@ -58,13 +58,13 @@ class DynamicLayer(ABC):
         """``crow_indices`` and ``col_indices`` of the kept weights."""
 
     @abstractmethod
-    def change(self, drop: Tensor, grow: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    def change(self, drop: Tensor, grow: Tensor, optimizer: torch.optim.Optimizer | None) -> None:
         """Drop some of the kept weights and keep others, which begin at 0.
 
         Args:
             drop: Indices into :attr:`values`, rising.
             grow: Flat positions in the matrix, rising, none of them kept.
-            optimizer: The one that trains them; its state follows.
+            optimizer: The one that trains them, whose state follows; None where there is none.
         """
 
     @property
@@ -187,7 +187,7 @@ class SparseDynamicLayer(DynamicLayer):
         """Where they stand."""
         return self.module.crow_indices, self.module.col_indices
 
-    def change(self, drop: Tensor, grow: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    def change(self, drop: Tensor, grow: Tensor, optimizer: torch.optim.Optimizer | None) -> None:
         """Change the topology; values and the optimizer's state follow."""
         self.module.update_topology(drop, grow, optimizer)
 
@@ -222,12 +222,13 @@ class MaskedDynamicLayer(DynamicLayer):
         matrix = self.mask.view(self.shape)
         return csr_from_dense(matrix, matrix)[:2]
 
-    def change(self, drop: Tensor, grow: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    def change(self, drop: Tensor, grow: Tensor, optimizer: torch.optim.Optimizer | None) -> None:
         """Change the mask; what is dropped is zero, and what is grown begins anew."""
         changed = torch.cat([self.positions[drop], grow])
         where = torch.zeros_like(self.mask)
         where.view(-1)[changed] = True
-        reset_state(self.weight, optimizer, where)
+        if optimizer is not None:
+            reset_state(self.weight, optimizer, where)
         self.mask.logical_xor_(where)
         with torch.no_grad():
             self.weight.masked_fill_(where, 0)

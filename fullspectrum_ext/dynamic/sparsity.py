@@ -103,6 +103,7 @@ class DynamicSparsity:
         self._on_update = on_update
         self._groups = _groups(dynamic_layers(model), method, options)
         self._skip: Any = None
+        self._copies: list[Mapping[str, DynamicLayer]] = []
         for method_of, layers in self._groups:
             _check_group(method_of, layers, optimizer, steps)
             method_of.bind(layers)
@@ -156,6 +157,29 @@ class DynamicSparsity:
         if told and self._on_update is not None:
             self._on_update(Update(step, told))
         return bool(told)
+
+    def follow(self, copy: nn.Module) -> None:
+        """Take a copy of the model along, such as an average of its weights.
+
+        Each update changes its topology too: what goes is forgotten there, and what comes begins at
+        0. To resume, make and load the copy as before, and let it follow again.
+
+        Args:
+            copy: A model with the same layers; of an ``AveragedModel``, its ``module``.
+
+        Raises:
+            ValueError: If its layers are others, or of another topology.
+        """
+        found = dynamic_layers(copy)
+        for layer in self._layers():
+            twin = found.get(layer.name)
+            if twin is None or type(twin) is not type(layer):
+                raise ValueError(
+                    f"copy: expected a sparse or masked layer {layer.name} as in the model"
+                )
+            if twin.shape != layer.shape or not torch.equal(twin.positions, layer.positions):
+                raise ValueError(f"copy: expected the topology of the model in {layer.name}")
+        self._copies.append(found)
 
     def remove(self) -> None:
         """Take its hooks off model and optimizer, if it is not stepped to the end of training."""
@@ -255,6 +279,8 @@ class DynamicSparsity:
         before, dropped, grown = layer.nnz, change.drop.numel(), change.grow.numel()
         if dropped or grown:
             layer.change(*change, self.optimizer)
+            for copy in self._copies:
+                copy[layer.name].change(*change, None)
         seen = self._explored.get(layer.name)
         if seen is not None:
             seen.add(change.grow)
