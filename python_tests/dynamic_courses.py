@@ -49,7 +49,7 @@ METHODS = {
     "mest:soft": {},
     "granet": {"sparsity": 0.85},
     "gmp": {"sparsity": 0.9},
-    "ramanujan": {},
+    "set:ramanujan": {},
 }
 
 

@@ -11,7 +11,7 @@ from fullspectrum_ext.spectral.full_spectrum import graph_spectrum
 from fullspectrum_ext.spectral.graph import Flavor, csr_graph
 
 
-@register_method("ramanujan")
+@register_method("set:ramanujan")
 @dataclass(kw_only=True)
 class RamanujanGuided(Method):
     r"""SET with foresight: draws several updates, and takes for each layer the best connected one.

@@ -99,7 +99,7 @@ BAD = [
     ({"method": "gmp", "every": 2, "sparsity": 1.0}, ValueError, r"fraction in \(0, 1\)"),
     ({"method": "gmp", "every": 2, "scope": "all"}, ValueError, "scope: expected one of"),
     ({"method": "granet", "every": 2, "reached": 0.0}, ValueError, "reached: expected"),
-    ({"method": "ramanujan", "every": 2, "candidates": 0}, ValueError, "candidates: expected"),
+    ({"method": "set:ramanujan", "every": 2, "candidates": 0}, ValueError, "candidates: expected"),
 ]  # fmt: skip
 
 

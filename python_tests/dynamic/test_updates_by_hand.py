@@ -311,7 +311,14 @@ def test_guided_updates_take_the_largest_norm_of_what_set_draws(backend):
     weight = torch.randn(12, 16) * (torch.rand(12, 16) < 0.4)
     model = linear(weight.tolist(), backend)
     guided = fs.DynamicSparsity(
-        model, sgd(model), "ramanujan", steps=10, every=1, candidates=5, anneal="constant", seed=3
+        model,
+        sgd(model),
+        "set:ramanujan",
+        steps=10,
+        every=1,
+        candidates=5,
+        anneal="constant",
+        seed=3,
     )
     guided.step()
     # the same draws by hand

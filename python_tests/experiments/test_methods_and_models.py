@@ -25,13 +25,16 @@ from fullspectrum_ext.pruning import methods
 
 BEFORE_TRAINING = [name for name in methods() if name != "pags"]
 BASES = ["random", "snip", "magnitude"]  # of each way in which candidates differ
-METHODS = [*BEFORE_TRAINING, *(f"pags:{base}" for base in BASES), *PROCEDURES, "dense"]
+# of the methods that change the topology, one that draws and one that looks at gradients
+DYNAMIC = {"set:ramanujan", "itop", "itop:rigl", "snfs", "dsr", "mest", "mest:soft", "granet"}
+IN_TRAINING = [name for name in PROCEDURES if name not in DYNAMIC]
+METHODS = [*BEFORE_TRAINING, *(f"pags:{base}" for base in BASES), *IN_TRAINING, "dense"]
 METHODS += ["snip:warm"]
 # Masks made before training have no part in it: one of these methods stands for all.
-SPARSE_AND_MASKED = ["random", "snip:warm", *PROCEDURES]
+SPARSE_AND_MASKED = ["random", "snip:warm", *IN_TRAINING]
 # as many epochs as it takes to prune, and one more; a pass of the data is two steps
 EPOCHS = {"gmp": 4, "probmask": 5, "probmask:vr_pge": 5, "kstarts": 3, "dissipating": 3}
-EPOCHS |= {"dissipating:kstarts": 5, "snip:warm": 2}
+EPOCHS |= {"dissipating:kstarts": 5, "snip:warm": 2, "set": 3, "rigl": 3}
 
 SMALL = {
     "mlp": MODELS["mlp"],
@@ -44,6 +47,7 @@ WALKS = "'phew' walks from layer to layer"
 REFUSED = {
     ("phew", "vit"): WALKS,
     ("phew", "lstm"): WALKS,
+    ("rigl", "lstm"): "RigL needs dense gradients",
 }
 
 
