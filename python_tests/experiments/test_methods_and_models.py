@@ -47,7 +47,6 @@ WALKS = "'phew' walks from layer to layer"
 REFUSED = {
     ("phew", "vit"): WALKS,
     ("phew", "lstm"): WALKS,
-    ("rigl", "lstm"): "RigL needs dense gradients",
 }
 
 
