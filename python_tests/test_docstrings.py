@@ -6,7 +6,7 @@ import pkgutil
 import pytest
 
 import fullspectrum_ext as fs
-from fullspectrum_ext import pruning
+from fullspectrum_ext import dynamic, pruning
 
 MODULES = sorted(
     module.name
@@ -18,8 +18,9 @@ MODULES = sorted(
 
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_run(name, monkeypatch):
-    # the example of register_pruner registers a method
-    monkeypatch.setattr(pruning.base, "_METHODS", dict(pruning.base._METHODS))
+    # the examples of register_pruner and register_method register methods
+    for registry in (pruning.base, dynamic.method):
+        monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
     module = importlib.import_module(name)
     result = doctest.testmod(module, extraglobs={"fs": fs}, optionflags=doctest.ELLIPSIS)
     assert result.failed == 0
@@ -28,7 +29,7 @@ def test_examples_run(name, monkeypatch):
 # What users call; types and registries of names need no example.
 PUBLIC = [
     (owner.__name__, name, getattr(owner, name))
-    for owner in (fs, fs.ops, fs.nn, fs.pruning, fs.spectral, fs.spectral.ramanujan)
+    for owner in (fs, fs.dynamic, fs.ops, fs.nn, fs.pruning, fs.spectral, fs.spectral.ramanujan)
     for name in dir(owner)
     if not name.startswith("_")
     and (inspect.isfunction(getattr(owner, name)) or inspect.isclass(getattr(owner, name)))
