@@ -107,9 +107,14 @@ class DynamicLayer(ABC):
         Returns:
             Both, without the weights that stay as they are.
         """
+        if not grow.numel():
+            return drop, grow
         dropped = self.positions[drop]
-        again = torch.isin(dropped, grow)
-        return drop[~again], grow[~torch.isin(grow, dropped)]
+        at = torch.searchsorted(grow, dropped).clamp_(max=grow.numel() - 1)  # both rise
+        again = grow[at] == dropped
+        comes = torch.ones_like(grow, dtype=torch.bool)
+        comes[at[again]] = False
+        return drop[~again], grow[comes]
 
     def smallest(self, scores: Tensor, count: int) -> Tensor:
         """Return the kept weights of the smallest scores; of equal ones, the last.

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from dynamic_courses import METHODS
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fullspectrum_ext as fs
 from fullspectrum_ext import dynamic
@@ -27,6 +29,8 @@ def whole_numbers(*shape, most=2):
     return torch.randint(-most, most + 1, shape).double()
 
 
+# torch's own words on the even kernel
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize("backend", ["sparse", "masked"])
 @pytest.mark.parametrize("name", LAYERS)
 def test_rigl_grows_what_the_dense_gradient_says_ties_included(name, backend):
@@ -82,6 +86,39 @@ def test_the_dense_gradient_that_snfs_takes(name, backend):
         dense(x).square().sum().backward()
         model(x).square().sum().backward()
     torch.testing.assert_close(layer.tap.dense(), dense.weight.grad.flatten(1))
+
+
+class _Largest(TorchDispatchMode):
+    """Sees how many elements the largest result has."""
+
+    def __init__(self):
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        results = function(*args, **(kwargs or {}))
+        for result in results if isinstance(results, (tuple, list)) else (results,):
+            if isinstance(result, torch.Tensor):
+                self.numel = max(self.numel, result.numel())
+        return results
+
+
+@pytest.mark.parametrize("method", sorted(set(METHODS) - {"snfs"}))
+def test_nothing_as_large_as_the_dense_weight_is_made(method):
+    model = nn.Sequential(nn.Linear(512, 512))
+    fs.sparsify(model, {"0.weight": torch.rand(512, 512) < 0.02}, backend="sparse")
+    optimizer = torch.optim.Adam(model.parameters())
+    options = {**METHODS[method]} | ({"sparsity": 0.99} if "sparsity" in METHODS[method] else {})
+    found = fs.DynamicSparsity(
+        model, optimizer, method, steps=9, every=1, explored=True, seed=0, **options
+    )
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(torch.randn(8, 512)).square().sum().backward()
+        optimizer.step()
+        with _Largest() as largest:
+            assert found.step()
+    assert largest.numel < 512 * 512 / 4
 
 
 def test_passes_without_gradients_do_not_count():
