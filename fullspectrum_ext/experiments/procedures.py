@@ -304,11 +304,17 @@ class _Dynamic:
     """
 
     def __init__(
-        self, config: TrainConfig, seed: int, *, method: str, epochs_between: int = 1
+        self,
+        config: TrainConfig,
+        seed: int,
+        *,
+        method: str,
+        epochs_between: int = 1,
+        **options: Any,
     ) -> None:
         self.config, self.seed, self.epochs_between = config, seed, epochs_between
         self.name = method
-        self.options: dict[str, Any] = {"sparsity": config.sparsity} if method == "granet" else {}
+        self.options = options | ({"sparsity": config.sparsity} if method == "granet" else {})
         self.initial = config.sparsity / 2 if method == "granet" else config.sparsity
         changing = math.ceil(make_method(method, {}).until * config.epochs)
         self.stages = (
