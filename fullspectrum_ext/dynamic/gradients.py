@@ -61,6 +61,11 @@ class GradientTap:
         self._catch.pairs.clear()
 
     @property
+    def is_open(self) -> bool:
+        """Whether it looks."""
+        return self._handle is not None
+
+    @property
     def is_empty(self) -> bool:
         """Whether nothing was seen."""
         return not self._catch.pairs

@@ -126,6 +126,15 @@ class DynamicSparsity:
         """The share of each layer's weights that was ever kept, if that was asked for."""
         return {name: seen.rate for name, seen in self._explored.items()}
 
+    @property
+    def is_listening(self) -> bool:
+        """Whether the next step looks at dense gradients, which a compiled model does not show.
+
+        ``(model if dynamic.is_listening else compiled)(inputs)`` trains a compiled model, but for
+        the steps that give way to updates.
+        """
+        return any(layer.tap is not None and layer.tap.is_open for layer in self._layers())
+
     @torch.no_grad()
     def step(self) -> bool:
         """Count a step of the optimizer, and change the topology if it is time.
@@ -251,7 +260,7 @@ class DynamicSparsity:
             raise RuntimeError(
                 "step: no gradient of the layers was seen, which this method needs now: it must "
                 "come after the backward pass of a model in training. A compiled model hides its "
-                "layers: let this object change the model before torch.compile, or train it eagerly"
+                "layers: while is_listening says so, call the model that was compiled instead"
             )
         if all(layer.tap.is_finite() for layer in seen if layer.tap is not None):
             return seen

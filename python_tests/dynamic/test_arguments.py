@@ -142,6 +142,29 @@ def test_no_backward_pass_is_said():
     assert rigl.steps_done == 0
 
 
+@pytest.mark.parametrize("method", ["set", "rigl"])
+def test_a_compiled_model_takes_the_same_course(method):
+    masks = []
+    for backend in (None, "aot_eager"):
+        torch._dynamo.reset()
+        model = sparse_model()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        compiled = model if backend is None else torch.compile(model, backend=backend)
+        found = DynamicSparsity(model, optimizer, method, steps=20, every=3, seed=0)
+        generator = torch.Generator().manual_seed(0)
+        listened = []
+        for _ in range(10):
+            x = torch.randn(4, 12, generator=generator)
+            optimizer.zero_grad()
+            listened.append(found.is_listening)
+            (model if found.is_listening else compiled)(x).square().mean().backward()
+            optimizer.step()
+            found.step()
+        masks.append(found.masks)
+        assert listened == [method == "rigl" and step % 3 == 0 for step in range(1, 11)]
+    assert masks[0] == masks[1]
+
+
 def test_a_layer_that_took_no_part_keeps_its_topology():
     model = sparse_model()
     optimizer, told = torch.optim.SGD(model.parameters(), lr=0.1), []
