@@ -140,7 +140,7 @@ class DynamicSparsity:
         """Count a step of the optimizer, and change the topology if it is time.
 
         Returns:
-            Whether it has changed.
+            Whether there was an update.
 
         Raises:
             RuntimeError: If gradients are needed and none were seen.
