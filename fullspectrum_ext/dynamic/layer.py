@@ -13,7 +13,6 @@ from fullspectrum_ext.nn.sparse_conv2d import SparseConv2d
 from fullspectrum_ext.nn.topology import reset_state
 from fullspectrum_ext.ops import (
     csr_from_dense,
-    csr_row_indices,
     smallest_magnitudes,
     topology_update,
 )
@@ -81,8 +80,10 @@ class DynamicLayer(ABC):
     def positions(self) -> Tensor:
         """Flat positions of the kept weights in the matrix, rising; int64, ``[nnz]``."""
         crow_indices, col_indices = self.topology
-        rows = csr_row_indices(crow_indices, col_indices).long()
-        return rows * self.shape[1] + col_indices
+        rows, columns = self.shape
+        starts = torch.arange(rows, device=col_indices.device) * columns
+        nnz = col_indices.numel()
+        return starts.repeat_interleave(crow_indices.diff(), output_size=nnz).add_(col_indices)
 
     def after_drop(self, drop: Tensor) -> tuple[Tensor, Tensor]:
         """Return the topology without some of the kept weights.
@@ -274,12 +275,13 @@ def distinct(below: int, count: int, generator: torch.Generator) -> Tensor:
     """
     if 4 * count >= below:
         return torch.randperm(below, generator=generator)[:count].sort().values
-    drawn = torch.empty(0, dtype=torch.int64)
-    while True:
-        drawn = torch.cat([drawn, torch.randint(below, (2 * count,), generator=generator)])
-        numbers, index = drawn.unique(return_inverse=True)
-        if numbers.numel() >= count:
-            break
-    turns = torch.arange(drawn.numel())
-    first = torch.empty_like(numbers).scatter_reduce_(0, index, turns, "amin", include_self=False)
-    return numbers[first.argsort()[:count]].sort().values
+    dtype = torch.int32 if below <= torch.iinfo(torch.int32).max else torch.int64  # sorts faster
+    numbers = drawn = torch.empty(0, dtype=dtype)
+    while numbers.numel() < count:
+        missing = count - numbers.numel()  # taking so many, none is too many
+        if drawn.numel() < missing:
+            more = torch.randint(below, (2 * count,), generator=generator)
+            drawn = torch.cat([drawn, more.to(dtype)])
+        numbers = torch.cat([numbers, drawn[:missing]]).sort().values.unique_consecutive()
+        drawn = drawn[missing:]
+    return numbers.long()

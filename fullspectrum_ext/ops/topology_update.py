@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fullspectrum_ext import _checks
+from fullspectrum_ext.ops.topk_scores import topk_masks
 
 _OPERATORS = torch.ops.fullspectrum
 
@@ -100,7 +101,7 @@ def carry(tensor: Tensor, source: Tensor, fill: float = 0.0) -> Tensor:
         tensor([2., 9., 1.])
     """
     # -1 is the last element
-    return torch.cat([tensor, tensor.new_full((1,), fill)])[source]
+    return torch.cat([tensor, tensor.new_full((1,), fill)]).take(source)
 
 
 def smallest_magnitudes(values: Tensor, k: int) -> Tensor:
@@ -109,14 +110,14 @@ def smallest_magnitudes(values: Tensor, k: int) -> Tensor:
     So of equal entries the first are kept, as everywhere in this package. NaN counts as infinite.
 
     Args:
-        values: Any real dtype, ``[nnz]``.
+        values: float32, float64, float16 or bfloat16, ``[nnz]``.
         k: How many, from 0 to ``nnz``.
 
     Returns:
         Their indices, rising; int64, ``[k]``.
 
     Raises:
-        TypeError: If ``values`` is no tensor or ``k`` no int.
+        TypeError: If ``values`` is no tensor or of another dtype, or ``k`` no int.
         ValueError: If ``values`` is not one-dimensional or ``k`` is out of range.
 
     Example:
@@ -124,18 +125,15 @@ def smallest_magnitudes(values: Tensor, k: int) -> Tensor:
         tensor([2, 3])
     """
     _checks.check_tensor("values", values)
+    _checks.check_values("values", values)
     if values.dim() != 1:
         raise ValueError(f"values: expected one dimension, got shape {tuple(values.shape)}")
     _checks.check_integer("k", k, 0, values.shape[0])
     if k == 0:
         return values.new_empty(0, dtype=torch.int64)
     magnitude = values.detach().abs().nan_to_num_(nan=torch.inf, posinf=torch.inf)
-    # the values of topk are exact and the same everywhere; which of equal entries it takes is not
-    threshold = magnitude.topk(k, largest=False, sorted=False).values.max()
-    dropped = magnitude < threshold
-    ties = (magnitude == threshold).nonzero().reshape(-1)
-    dropped[ties[ties.numel() - (k - int(dropped.count_nonzero())) :]] = True
-    return dropped.nonzero().reshape(-1)
+    (kept,) = topk_masks([magnitude], [values.shape[0] - k])
+    return kept.logical_not_().nonzero().reshape(-1)
 
 
 def _check_rising(name: str, positions: Tensor, col_indices: Tensor, end: int) -> None:

@@ -227,6 +227,7 @@ def test_the_operator_itself_refuses_bad_arguments(change, message, device):
     ("values", "k", "error", "message"),
     [
         ([1.0], 1, TypeError, "values: expected a torch.Tensor, got list"),
+        (torch.tensor([1, 2]), 1, TypeError, "values: expected float32, .* got torch.int64"),
         (torch.ones(2, 2), 1, ValueError, r"values: expected one dimension, got shape \(2, 2\)"),
         (torch.ones(2), 3, ValueError, r"k: expected an int in \[0, 2\], got 3"),
     ],
