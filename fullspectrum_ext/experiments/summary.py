@@ -41,7 +41,7 @@ def results_table(results: Figures) -> Table:
         pad_edge=False,
         collapse_padding=True,
     )
-    table.add_column("method", no_wrap=True)
+    table.add_column("method", overflow="fold")  # where it is narrow, names give way to figures
     for header in (
         "sparsity\nkept / all",
         "accuracy and\nsupport %" if has_teacher else "test\naccuracy %",
