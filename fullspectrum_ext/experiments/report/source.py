@@ -1,8 +1,10 @@
 """What a report is made of: finished runs, and what a sweep's folder says of the others."""
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
+from fullspectrum_ext.experiments.config import TrainConfig
 from fullspectrum_ext.experiments.plan import load_plan, run_path
 from fullspectrum_ext.experiments.report.study import Failure, Study, sort_runs
 from fullspectrum_ext.experiments.runs_file import read_runs
@@ -24,7 +26,8 @@ def read_study(paths: Sequence[Path]) -> Study:
     Raises:
         ValueError: If there is no finished run, or a file is not what it should be.
     """
-    panels, repeated = sort_runs(entry for path in paths for entry in read_runs(path))
+    found = {path: read_runs(path) for path in paths}
+    panels, repeated = sort_runs(itertools.chain.from_iterable(found.values()))
     if not panels:
         raise ValueError(f"{', '.join(map(str, paths))}: no run is finished yet")
     sweeps = [
@@ -34,12 +37,16 @@ def read_study(paths: Sequence[Path]) -> Study:
     ]
     absent, failures = [], []
     for sweep in sweeps:
+        # by its line, not by its folder: records may be kept without the folders of the runs
+        finished = {run_path(TrainConfig(**run["config"])) for run in found[sweep.path]}
         for config in sweep.plan.runs:
-            status, name = sweep.status(config), run_path(config).as_posix()
-            if status == "failed":
-                failures.append(Failure(name, _error(sweep.folder(config).error)))
-            elif status != "finished":
-                absent.append(name)
+            name = run_path(config)
+            if name in finished:
+                continue
+            if sweep.status(config) == "failed":
+                failures.append(Failure(name.as_posix(), _error(sweep.folder(config).error)))
+            else:
+                absent.append(name.as_posix())
     return Study(
         ", ".join(dict.fromkeys(sweep.plan.title for sweep in sweeps)) or _TITLE,
         panels,
