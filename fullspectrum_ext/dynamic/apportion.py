@@ -3,6 +3,8 @@
 import math
 from collections.abc import Sequence
 
+from fullspectrum_ext.pruning.densities import whole_counts
+
 
 def apportion(total: int, shares: Sequence[float], most: Sequence[int]) -> list[int]:
     """Spread a number over places in proportion to shares, exactly, and no place above its most.
@@ -32,17 +34,15 @@ def apportion(total: int, shares: Sequence[float], most: Sequence[int]) -> list[
     free = [i for i in range(len(shares)) if most[i]]
     while True:
         left = total - sum(counts[i] for i in range(len(counts)) if i not in free)
-        whole = math.fsum(shares[i] for i in free)
-        exact = {i: left * (shares[i] / whole if whole > 0 else 1 / len(free)) for i in free}
+        sum_free = math.fsum(shares[i] for i in free)
+        exact = {i: left * (shares[i] / sum_free if sum_free > 0 else 1 / len(free)) for i in free}
         full = [i for i in free if exact[i] >= most[i]]
         if not full:
             break
         for i in full:
             counts[i] = most[i]
             free.remove(i)
-    for i in free:
-        counts[i] = math.floor(exact[i])
-    by_remainder = sorted(free, key=lambda i: counts[i] - exact[i])
-    for i in by_remainder[: total - sum(counts)]:
-        counts[i] += 1
+    whole = whole_counts([exact[i] for i in free], [most[i] for i in free], total - sum(counts))
+    for i, count in zip(free, whole, strict=True):
+        counts[i] = count
     return counts

@@ -85,6 +85,17 @@ class DynamicLayer(ABC):
         nnz = col_indices.numel()
         return starts.repeat_interleave(crow_indices.diff(), output_size=nnz).add_(col_indices)
 
+    def staying(self, drop: Tensor) -> Tensor:
+        """Return the flat positions of the kept weights that are not dropped, rising.
+
+        Args:
+            drop: Indices into :attr:`values`, rising.
+        """
+        kept = self.positions
+        stays = torch.ones_like(kept, dtype=torch.bool)
+        stays[drop] = False
+        return kept[stays]
+
     def after_drop(self, drop: Tensor) -> tuple[Tensor, Tensor]:
         """Return the topology without some of the kept weights.
 
@@ -143,11 +154,7 @@ class DynamicLayer(ABC):
         Returns:
             Flat positions, rising, exactly ``count``.
         """
-        kept = self.positions
-        if again:
-            stays = torch.ones_like(kept, dtype=torch.bool)
-            stays[drop] = False
-            kept = kept[stays]
+        kept = self.staying(drop) if again else self.positions
         ranks = distinct(self.numel - kept.numel(), count, generator).to(kept.device)
         # the r-th free place lies behind as many kept ones as have at most r free ones before them
         before = kept - torch.arange(kept.numel(), device=kept.device)

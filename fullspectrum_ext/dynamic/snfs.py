@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from fullspectrum_ext.dynamic.apportion import apportion
@@ -70,7 +69,7 @@ class SNFS(Method):
         """Return how many each layer grows: a share that follows its momentum."""
         means, room = [], []
         for layer, drop in zip(layers, drops, strict=True):
-            kept = self._momentum(layer)[_staying(layer, drop)]
+            kept = self._momentum(layer)[layer.staying(drop)]
             means.append(float(kept.abs().mean()) if kept.numel() else 0.0)
             room.append(layer.numel - kept.numel())
         return apportion(sum(drop.numel() for drop in drops), means, room)
@@ -78,7 +77,7 @@ class SNFS(Method):
     def grow(self, layer: DynamicLayer, drop: Tensor, count: int, turn: Turn) -> Tensor:
         """Return the weights of the largest momentum."""
         scores = self._momentum(layer).abs()
-        scores[_staying(layer, drop)] = -1
+        scores[layer.staying(drop)] = -1
         return scores.argsort(descending=True, stable=True)[:count].sort().values
 
     def state_dict(self) -> dict[str, Any]:
@@ -94,10 +93,3 @@ class SNFS(Method):
         if layer.name not in self._momenta:
             return layer.values.new_zeros(layer.numel)
         return self._momenta[layer.name].to(layer.values.device).view(-1)
-
-
-def _staying(layer: DynamicLayer, drop: Tensor) -> Tensor:
-    """Return the flat positions of the weights that are kept and not dropped."""
-    stays = torch.ones(layer.nnz, dtype=torch.bool, device=drop.device)
-    stays[drop] = False
-    return layer.positions[stays]

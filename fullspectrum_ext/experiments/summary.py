@@ -55,9 +55,12 @@ def results_table(results: Figures) -> Table:
         table.add_row(
             method,
             f"{sparsity:.4f}\n{kept:.0f} / {runs[0]['total']}",  # only pags:BASE:drift varies it
-            "\n".join(_spread([100 * run[key] for run in runs]) for key in shares),
-            "\n".join(_spread([run[key] for run in runs]) for key in ("norm_before", "norm_after")),
-            _spread([run["anchor_distance"] for run in runs]),
+            "\n".join(mean_and_deviation([100 * run[key] for run in runs]) for key in shares),
+            "\n".join(
+                mean_and_deviation([run[key] for run in runs])
+                for key in ("norm_before", "norm_after")
+            ),
+            mean_and_deviation([run["anchor_distance"] for run in runs]),
             " + ".join(
                 f"{statistics.mean(run[key] for run in runs):.1f}"
                 for key in ("pruning_seconds", "training_seconds")
@@ -131,7 +134,7 @@ def _seeds(seeds: Sequence[int]) -> str:
     return f"{len(seeds)} seeds" if len(seeds) > 1 else "1 seed"
 
 
-def _spread(values: Sequence[float]) -> str:
-    """Mean and, of more than one value, standard deviation (that of a sample)."""
+def mean_and_deviation(values: Sequence[float]) -> str:
+    """Write the mean and, of more than one value, the standard deviation (that of a sample)."""
     mean = f"{statistics.mean(values):.2f}"
     return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean

@@ -1,7 +1,6 @@
 """What a person sees of a sweep: a bar and a line for each run, then tables."""
 
-import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich import box
@@ -18,6 +17,7 @@ from rich.progress import (
 from rich.table import Table
 
 from fullspectrum_ext.experiments.config import TrainConfig
+from fullspectrum_ext.experiments.summary import mean_and_deviation
 from fullspectrum_ext.experiments.sweep import Sweep
 from fullspectrum_ext.experiments.workers import Outcome
 
@@ -88,7 +88,7 @@ def sweep_table(runs: Iterable[Mapping[str, Any]], title: str) -> Table:
         table.add_column(header, no_wrap=True, justify="left" if header == "method" else "right")
     for names, block in blocks.items():
         for method, accuracies in block.items():
-            row = (*names, method, str(len(accuracies)), _spread(accuracies))
+            row = (*names, method, str(len(accuracies)), mean_and_deviation(accuracies))
             table.add_row(*map(escape, row))
         table.add_section()
     return table
@@ -137,8 +137,3 @@ def _title(config: TrainConfig) -> str:
 
 def _last_line(message: str) -> str:
     return message.rpartition("\n")[2]
-
-
-def _spread(values: Sequence[float]) -> str:
-    mean = f"{statistics.mean(values):.2f}"
-    return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean

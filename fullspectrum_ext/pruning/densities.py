@@ -37,7 +37,7 @@ def layer_counts(shapes: Mapping[str, Shape], density: float, rule: str) -> dict
     sizes = [math.prod(shape) for shape in shapes.values()]
     densities = DENSITY_RULES[rule](list(shapes.values()), density)
     shares = [share * size for share, size in zip(densities, sizes, strict=True)]
-    counts = _whole(shares, sizes, total_count(sizes, density))
+    counts = whole_counts(shares, sizes, total_count(sizes, density))
     return dict(zip(shapes, counts, strict=True))
 
 
@@ -103,8 +103,18 @@ def _erdos_renyi(shapes: Sequence[Shape], counted: Sequence[Shape], density: flo
     return [1.0 if i in dense else epsilon * raw[i] for i in range(len(sizes))]
 
 
-def _whole(shares: Sequence[float], sizes: Sequence[int], total: int) -> list[int]:
-    """Round shares to whole numbers that add up to ``total`` (largest remainder, capped)."""
+def whole_counts(shares: Sequence[float], sizes: Sequence[int], total: int) -> list[int]:
+    """Round shares to whole numbers that add up to ``total`` (largest remainder, capped).
+
+    Args:
+        shares: Real numbers.
+        sizes: What each place can take.
+        total: At most the sum of ``sizes``.
+
+    Returns:
+        The shares rounded down, and one more where the largest fractions were lost, the earlier of
+        equal ones first.
+    """
     counts = [min(math.floor(share), size) for share, size in zip(shares, sizes, strict=True)]
     by_remainder = sorted(range(len(shares)), key=lambda i: counts[i] - shares[i])
     missing = total - sum(counts)
