@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from torch import Tensor, nn
 
-from fullspectrum_ext.dynamic import DynamicSparsity
+from fullspectrum_ext.dynamic import DynamicSparsity, TopologyLogger
 from fullspectrum_ext.dynamic.method import make_method
 from fullspectrum_ext.masks import MaskSet
 from fullspectrum_ext.pruning import (
@@ -87,7 +87,8 @@ class Hook(Protocol):
     It is made anew where a stage begins or a run is resumed, before the states are loaded. It may
     change the layers of ``run.model``, if the parameters stay the same objects and
     :func:`fullspectrum_ext.densify` gives the plain layers back; and it may replace
-    ``run.backward``, where one pass forward and backward is not what it needs.
+    ``run.backward``, where one pass forward and backward is not what it needs. Where it changes the
+    topology, it tells a logger of its own in ``run.topology``.
     """
 
     @property
@@ -330,6 +331,7 @@ class _Dynamic:
     def hook(self, stage: int, run: Run) -> Hook | None:
         if stage == 1 or self.config.sparsity == 0:
             return None
+        run.topology = TopologyLogger()
         batches = len(run.batches)
         steps = self.config.epochs * batches
         return DynamicSparsity(
@@ -338,6 +340,8 @@ class _Dynamic:
             self.name,
             steps=steps,
             seed=self.seed,
+            explored=True,
+            on_update=run.topology,
             # in a short training, at least one
             every=max(min(self.epochs_between * batches, steps // 2), 1),
             **self.options,
