@@ -41,7 +41,8 @@ _ROUNDING = 1e-6  # of a norm: what two computations of one may differ by
 _METHOD = (
     "Runs of the same seed share initial weights and the order of the data, so methods are "
     "compared seed by seed. PAGS is compared with its base; what starts from warm weights with its "
-    "counterpart that does too (the cold one where there is none) and with imp."
+    "counterpart that does too (the cold one where there is none) and with imp; what changes the "
+    "topology with the fixed masks that it begins with, and with the same without guidance."
 )
 
 
