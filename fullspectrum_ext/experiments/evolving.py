@@ -79,6 +79,7 @@ class Evolving:
         """Change the topology in the last stage but one."""
         if stage + 2 != len(self.stages) or self.config.sparsity == 0:
             return None
+        run.topology = dynamic.TopologyLogger()
         batches = len(run.batches)
         steps = self.epochs * batches
         options = _options(self.config, self.method)
@@ -87,7 +88,14 @@ class Evolving:
                 min(_EPOCHS_BETWEEN.get(self.method, 1) * batches, steps // 2), 1
             )
         return dynamic.DynamicSparsity(
-            run.model, run.optimizer, self.method, steps=steps, seed=self.seed, **options
+            run.model,
+            run.optimizer,
+            self.method,
+            steps=steps,
+            seed=self.seed,
+            explored=True,
+            on_update=run.topology,
+            **options,
         )
 
 

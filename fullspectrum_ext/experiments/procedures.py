@@ -85,7 +85,8 @@ class Hook(Protocol):
     It is made anew where a stage begins or a run is resumed, before the states are loaded. It may
     change the layers of ``run.model``, if the parameters stay the same objects and
     :func:`fullspectrum_ext.densify` gives the plain layers back; and it may replace
-    ``run.backward``, where one pass forward and backward is not what it needs.
+    ``run.backward``, where one pass forward and backward is not what it needs. Where it changes the
+    topology, it tells a logger of its own in ``run.topology``.
     """
 
     @property
