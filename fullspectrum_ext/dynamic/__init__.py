@@ -8,7 +8,7 @@ from fullspectrum_ext.dynamic.itop import ITOP, GradientITOP
 from fullspectrum_ext.dynamic.layer import DynamicLayer
 from fullspectrum_ext.dynamic.mest import MEST, SoftMEST
 from fullspectrum_ext.dynamic.method import Change, Method, Turn, methods, register_method
-from fullspectrum_ext.dynamic.ramanujan import RamanujanGuided
+from fullspectrum_ext.dynamic.ramanujan import RamanujanGuided, RamanujanGuidedRigL
 from fullspectrum_ext.dynamic.rigl import RigL
 from fullspectrum_ext.dynamic.set import SET
 from fullspectrum_ext.dynamic.snfs import SNFS
