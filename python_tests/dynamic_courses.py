@@ -51,6 +51,7 @@ METHODS = {
     "gmp": {"sparsity": 0.9},
     "set:ramanujan": {},
     "topkast": {"penalty": 0.01},
+    "rigl:ramanujan": {},
 }
 
 

@@ -12,6 +12,7 @@ from fullspectrum_ext.nn.masked import Masked, MaskedConv2d, MaskedLinear
 from fullspectrum_ext.nn.sparse_conv2d import SparseConv2d
 from fullspectrum_ext.nn.topology import reset_state
 from fullspectrum_ext.ops import (
+    TopGradients,
     csr_from_dense,
     smallest_magnitudes,
     topology_update,
@@ -185,6 +186,18 @@ class DynamicLayer(ABC):
     def steepest_places(self, drop: Tensor, count: int) -> Tensor:
         """Return where the dense gradient is largest among the weights that are not kept.
 
+        Args:
+            drop: The weights that are dropped first; they may be found again.
+            count: How many.
+
+        Returns:
+            Flat positions, rising, exactly ``count``; of equal gradients the first.
+        """
+        return self.steepest(drop, count).positions
+
+    def steepest(self, drop: Tensor, count: int) -> TopGradients:
+        """Return the largest of the dense gradient among the weights that are not kept.
+
         The gradient is never held: :func:`fullspectrum_ext.ops.dense_grad_topk` finds them.
 
         Args:
@@ -192,7 +205,8 @@ class DynamicLayer(ABC):
             count: How many.
 
         Returns:
-            Flat positions, rising, exactly ``count``; of equal gradients the first.
+            Flat positions, rising, exactly ``count``, of equal gradients the first; and what the
+            gradient is there.
         """
         assert self.tap is not None
         return self.tap.largest(*self.after_drop(drop), count)

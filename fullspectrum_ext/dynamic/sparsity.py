@@ -176,7 +176,7 @@ class DynamicSparsity:
         self.steps_done = step
         self._listen()
         if told and self._on_update is not None:
-            self._on_update(Update(step, told))
+            self._on_update(Update(step, told, {layer.name: layer for layer, _ in decided}))
         return bool(told)
 
     def follow(self, copy: nn.Module) -> None:
