@@ -13,5 +13,6 @@ from fullspectrum_ext.dynamic.rigl import RigL
 from fullspectrum_ext.dynamic.set import SET
 from fullspectrum_ext.dynamic.snfs import SNFS
 from fullspectrum_ext.dynamic.sparsity import DynamicSparsity
+from fullspectrum_ext.dynamic.topkast import TopKAST
 from fullspectrum_ext.dynamic.topology_logger import TopologyLogger
 from fullspectrum_ext.dynamic.updates import LayerUpdate, Update
