@@ -60,8 +60,7 @@ class RamanujanGuided(Method):
         return chosen
 
     def _norm(self, layer: DynamicLayer, change: Change) -> float:
-        drop, grow = layer.net_change(*change)
-        update = topology_update(*layer.topology, drop, grow, layer.shape[1])
+        update = topology_update(*layer.topology, *change, layer.shape[1])
         graph = csr_graph(update.crow_indices, update.col_indices, layer.shape)
         weights = carry(layer.values.abs(), update.source)
         spectrum = graph_spectrum({layer.name: graph}, {layer.name: weights}, flavor=self.flavor)
