@@ -5,7 +5,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from torch import Tensor, nn, optim
+from torch import Tensor, distributed, nn, optim
+from torch.nn.parallel import DistributedDataParallel
 
 from fullspectrum_ext._layers import Patterns
 from fullspectrum_ext.compat.exploration import NEVER, Scheduled
@@ -216,7 +217,7 @@ class MaskingBase:
         """Put masks on a model.
 
         Args:
-            module: The model, changed in place.
+            module: The model, or the DistributedDataParallel of it; changed in place.
             init: A pruning method, or ``"nonzero"`` for the weights that are not zero.
             density: Fraction of the weights to keep.
             exclude: Glob patterns of names to leave out.
@@ -228,6 +229,14 @@ class MaskingBase:
         """
         if self._module is not None:
             raise ValueError("add_module: expected one model; make a Masking for each")
+        given = module
+        if isinstance(module, DistributedDataParallel):
+            module = module.module
+            if backend != "masked":
+                raise ValueError(
+                    "backend: expected 'masked' for a DistributedDataParallel model, which holds "
+                    "its parameters; add the model first, and make it parallel afterwards"
+                )
         weights = chosen_weights(module, None, exclude)
         if any("." not in name for name in weights):
             raise ValueError(
@@ -237,7 +246,7 @@ class MaskingBase:
         for name, weight in weights.items():
             if id(weight) not in trained:
                 raise ValueError(f"optimizer: expected one that trains {name}")
-        seed = resolve_seed(None)
+        seed = _seed_of_all()
         if init == "nonzero":
             masks = MaskSet({name: weight != 0 for name, weight in weights.items()})
         else:
@@ -250,10 +259,10 @@ class MaskingBase:
         self._module, self._names = module, list(weights)
         if self._method is not None:
             self.dynamic = DynamicSparsity(
-                module,
+                given,
                 self.optimizer,
                 self._method,
-                steps=NEVER,
+                steps=NEVER - NEVER % self._method.every,
                 seed=seed + 1,  # other numbers than the masks were drawn with
                 explored=True,
                 on_update=self._tell,
@@ -290,6 +299,14 @@ def check_mode(name: str, value: object, known: Sequence[str], instead: Mapping[
         hint = f": {instead[value]}" if isinstance(value, str) and value in instead else ""
         raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}{hint}")
     return value
+
+
+def _seed_of_all() -> int:
+    """Return a seed that torch's random state decides, that of rank 0 for all processes."""
+    seed = [resolve_seed(None)]
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.broadcast_object_list(seed)
+    return seed[0]
 
 
 def _repoint(

@@ -351,6 +351,25 @@ def test_granet_as_its_readme_trains(what):
         assert abs(seen[2] - density * total) <= 2
 
 
+@pytest.mark.parametrize("method", ["GraNet", "GMP"])
+def test_granet_begins_in_the_epoch_asked_for(method):
+    model = network()
+    line = f"--method {method} --init-density 1 --init-prune-epoch 1"
+    optimizer, mask, loader = granet_masking(model, line)
+    counts = []
+    for _ in range(4):
+        for batch in loader:
+            train(model, optimizer, [batch], mask)
+            counts.append(mask.masks.nnz)
+    total = mask.masks.numel
+    # the first update from step 10 on, at 12, is the fourth; the tenth, at 30, is the last of them
+    assert counts[:11] == [total] * 11
+    for number in range(4, 10):
+        left = 1 - (number - 3) / 7
+        assert abs(counts[3 * number - 1] - (0.1 + 0.9 * left**3) * total) <= 1
+    assert counts[29:] == [round(0.1 * total)] * 11
+
+
 def test_granet_keeps_the_first_layer_dense():
     class Net(nn.Module):
         def __init__(self):
