@@ -12,6 +12,7 @@ from fullspectrum_ext.nn.masked import Masked, MaskedConv2d, MaskedLinear
 from fullspectrum_ext.nn.sparse_conv2d import SparseConv2d
 from fullspectrum_ext.nn.topology import reset_state
 from fullspectrum_ext.ops import (
+    TopGradients,
     csr_from_dense,
     smallest_magnitudes,
     topology_update,
@@ -50,6 +51,28 @@ class DynamicLayer(ABC):
     @abstractmethod
     def gradient(self) -> Tensor | None:
         """The gradient of the kept weights, ``[nnz]``; None where there is none."""
+
+    @abstractmethod
+    def add_to_gradient(self, more: Tensor) -> None:
+        """Add to the gradient of the kept weights, ``[nnz]``."""
+
+    @abstractmethod
+    def put(self, positions: Tensor, values: Tensor) -> None:
+        """Give kept weights other values.
+
+        Args:
+            positions: Their flat positions in the matrix, rising.
+            values: What they get.
+        """
+
+    @property
+    @abstractmethod
+    def active(self) -> Tensor | None:
+        """Which of the kept weights the layer computes with, bool, ``[nnz]``; None: with all."""
+
+    @active.setter
+    @abstractmethod
+    def active(self, active: Tensor | None) -> None: ...
 
     @property
     @abstractmethod
@@ -163,6 +186,18 @@ class DynamicLayer(ABC):
     def steepest_places(self, drop: Tensor, count: int) -> Tensor:
         """Return where the dense gradient is largest among the weights that are not kept.
 
+        Args:
+            drop: The weights that are dropped first; they may be found again.
+            count: How many.
+
+        Returns:
+            Flat positions, rising, exactly ``count``; of equal gradients the first.
+        """
+        return self.steepest(drop, count).positions
+
+    def steepest(self, drop: Tensor, count: int) -> TopGradients:
+        """Return the largest of the dense gradient among the weights that are not kept.
+
         The gradient is never held: :func:`fullspectrum_ext.ops.dense_grad_topk` finds them.
 
         Args:
@@ -170,7 +205,8 @@ class DynamicLayer(ABC):
             count: How many.
 
         Returns:
-            Flat positions, rising, exactly ``count``; of equal gradients the first.
+            Flat positions, rising, exactly ``count``, of equal gradients the first; and what the
+            gradient is there.
         """
         assert self.tap is not None
         return self.tap.largest(*self.after_drop(drop), count)
@@ -195,6 +231,24 @@ class SparseDynamicLayer(DynamicLayer):
         """Their gradient."""
         return self.weight.grad
 
+    def add_to_gradient(self, more: Tensor) -> None:
+        """Add to their gradient."""
+        assert self.weight.grad is not None
+        self.weight.grad.add_(more)
+
+    def put(self, positions: Tensor, values: Tensor) -> None:
+        """Give some of them other values."""
+        self.values[torch.searchsorted(self.positions, positions)] = values
+
+    @property
+    def active(self) -> Tensor | None:
+        """Which of them the layer computes with."""
+        return self.module.active
+
+    @active.setter
+    def active(self, active: Tensor | None) -> None:
+        self.module.active = None if active is None else active.clone()
+
     @property
     def topology(self) -> tuple[Tensor, Tensor]:
         """Where they stand."""
@@ -208,9 +262,12 @@ class SparseDynamicLayer(DynamicLayer):
 class MaskedDynamicLayer(DynamicLayer):
     """A dense weight under a mask."""
 
+    module: Masked
+
     def __init__(self, name: str, module: Masked, weight: nn.Parameter, mask: Tensor) -> None:
         super().__init__(name, module, weight, weight.shape)
-        self.mask = mask
+        self.module, self.mask = module, mask
+        self.parameter = name.rpartition(".")[2]
         if isinstance(module, (MaskedLinear, MaskedConv2d)):
             self.tap = GradientTap(module, isinstance(module, MaskedConv2d))
 
@@ -223,6 +280,27 @@ class MaskedDynamicLayer(DynamicLayer):
     def gradient(self) -> Tensor | None:
         """Their gradient."""
         return None if self.weight.grad is None else self.weight.grad[self.mask]
+
+    def add_to_gradient(self, more: Tensor) -> None:
+        """Add to their gradient."""
+        assert self.weight.grad is not None
+        self.weight.grad[self.mask] += more
+
+    def put(self, positions: Tensor, values: Tensor) -> None:
+        """Give some of them other values."""
+        self.weight.detach().view(-1)[positions] = values
+
+    @property
+    def active(self) -> Tensor | None:
+        """Which of them the layer computes with."""
+        active = self.module.active_of(self.parameter)
+        return None if active is None else active[self.mask]
+
+    @active.setter
+    def active(self, active: Tensor | None) -> None:
+        if active is not None:
+            active = torch.zeros_like(self.mask).masked_scatter_(self.mask, active)
+        self.module.set_active(active, self.parameter)
 
     @property
     def nnz(self) -> int:

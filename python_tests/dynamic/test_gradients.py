@@ -103,7 +103,8 @@ class _Largest(TorchDispatchMode):
         return results
 
 
-@pytest.mark.parametrize("method", sorted(set(METHODS) - {"snfs"}))
+# snfs holds a dense momentum, topkast all weights in the host's memory, as the papers say
+@pytest.mark.parametrize("method", sorted(set(METHODS) - {"snfs", "topkast"}))
 def test_nothing_as_large_as_the_dense_weight_is_made(method):
     model = nn.Sequential(nn.Linear(512, 512))
     fs.sparsify(model, {"0.weight": torch.rand(512, 512) < 0.02}, backend="sparse")
