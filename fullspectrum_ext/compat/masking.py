@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from torch import Tensor, distributed, nn, optim
@@ -198,7 +198,15 @@ class MaskingBase:
         Args:
             state: Of an object made with the same arguments, after the same :meth:`add_module`.
                 Load the states of model and optimizer too.
+
+        Raises:
+            ValueError: If it is of another one. Nothing has changed then.
         """
+        for name, own in (("dynamic", self.dynamic), ("decay", self._decay)):
+            if (state[name] is None) != (own is None):
+                raise ValueError(
+                    "state: expected that of the same arguments, after the same add_module"
+                )
         if self.dynamic is not None:
             self.dynamic.load_state_dict(state["dynamic"])
         self.steps, self._rate = int(state["steps"]), float(state["rate"])
@@ -272,33 +280,6 @@ class MaskingBase:
         self._last = update
         if self._verbose:
             self.print_nonzero_counts()
-
-
-def check_mode(name: str, value: object, known: Sequence[str], instead: Mapping[str, str]) -> str:
-    """Return a mode, or refuse it.
-
-    Args:
-        name: Of the argument.
-        value: What was given.
-        known: What there is.
-        instead: What to use in place of others.
-
-    Returns:
-        The mode.
-
-    Raises:
-        TypeError: If it is a function of one's own.
-        ValueError: If there is no such mode here.
-    """
-    if callable(value):
-        raise TypeError(
-            f"{name}: expected a name, got a function; write a fullspectrum_ext.dynamic.Method and "
-            "give it to fullspectrum_ext.DynamicSparsity"
-        )
-    if not isinstance(value, str) or value not in known:
-        hint = f": {instead[value]}" if isinstance(value, str) and value in instead else ""
-        raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}{hint}")
-    return value
 
 
 def _seed_of_all() -> int:

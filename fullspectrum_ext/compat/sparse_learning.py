@@ -15,8 +15,8 @@ from fullspectrum_ext.compat.exploration import (
     MomentumExploration,
     Scheduled,
 )
-from fullspectrum_ext.compat.itop import momentum_of
-from fullspectrum_ext.compat.masking import CosineDecay, Decay, MaskingBase, check_mode
+from fullspectrum_ext.compat.masking import CosineDecay, Decay, MaskingBase
+from fullspectrum_ext.compat.modes import check_mode, momentum_of
 
 __all__ = ["CosineDecay", "LinearDecay", "Masking", "add_sparse_args"]
 
