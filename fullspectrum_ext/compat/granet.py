@@ -147,8 +147,8 @@ class Masking(MaskingBase):
             grad_dic: None.
             exclude: Glob patterns of names to leave dense.
             backend: ``"masked"`` keeps every parameter the same object. ``"sparse"`` stores the
-                kept weights only, and lets the optimizer train these; what else holds parameters
-                (an average, DDP) must be made afterwards.
+                kept weights only, and lets the optimizer train these; what else holds parameters,
+                an average say, must be made afterwards. Not with several processes.
 
         Raises:
             ValueError: If an argument is out of range, or the optimizer does not train the model.

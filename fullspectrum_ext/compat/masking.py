@@ -237,14 +237,15 @@ class MaskingBase:
         """
         if self._module is not None:
             raise ValueError("add_module: expected one model; make a Masking for each")
+        several = distributed.is_available() and distributed.is_initialized()
+        if several and backend != "masked":
+            raise ValueError(
+                f"backend: expected 'masked' with torch.distributed, got {backend!r}; "
+                "fullspectrum_ext.DynamicSparsity trains truly sparse models on several processes"
+            )
         given = module
         if isinstance(module, DistributedDataParallel):
             module = module.module
-            if backend != "masked":
-                raise ValueError(
-                    "backend: expected 'masked' for a DistributedDataParallel model, which holds "
-                    "its parameters; add the model first, and make it parallel afterwards"
-                )
         weights = chosen_weights(module, None, exclude)
         if any("." not in name for name in weights):
             raise ValueError(
@@ -254,11 +255,13 @@ class MaskingBase:
         for name, weight in weights.items():
             if id(weight) not in trained:
                 raise ValueError(f"optimizer: expected one that trains {name}")
-        seed = _seed_of_all()
+        seed = [resolve_seed(None)]
+        if several:
+            distributed.broadcast_object_list(seed)  # rank 0 draws for all
         if init == "nonzero":
             masks = MaskSet({name: weight != 0 for name, weight in weights.items()})
         else:
-            masks = prune(module, init, density=density, exclude=exclude, seed=seed)
+            masks = prune(module, init, density=density, exclude=exclude, seed=seed[0])
         sparsify(module, masks, backend=backend)
         for name, weight in weights.items():
             layer = module.get_submodule(name.rpartition(".")[0])
@@ -271,7 +274,7 @@ class MaskingBase:
                 self.optimizer,
                 self._method,
                 steps=NEVER - NEVER % self._method.every,
-                seed=seed + 1,  # other numbers than the masks were drawn with
+                seed=seed[0] + 1,  # other numbers than the masks were drawn with
                 explored=True,
                 on_update=self._tell,
             )
@@ -280,14 +283,6 @@ class MaskingBase:
         self._last = update
         if self._verbose:
             self.print_nonzero_counts()
-
-
-def _seed_of_all() -> int:
-    """Return a seed that torch's random state decides, that of rank 0 for all processes."""
-    seed = [resolve_seed(None)]
-    if distributed.is_available() and distributed.is_initialized():
-        distributed.broadcast_object_list(seed)
-    return seed[0]
 
 
 def _repoint(
