@@ -37,12 +37,14 @@ std::string csr_fault(const CsrView<index_t>& csr) {
   if (!fault.empty()) {
     return fault;
   }
+  index_t lowest = 0, highest = 0;  // found without a branch, several columns at a time
   for (int64_t p = 0; p < csr.nnz; ++p) {
-    const int64_t col = csr.col_indices[p];
-    if (col < 0 || col >= csr.cols) {
-      return "col_indices must lie in [0, " + std::to_string(csr.cols) + "), got " +
-             std::to_string(col);
-    }
+    lowest = csr.col_indices[p] < lowest ? csr.col_indices[p] : lowest;
+    highest = csr.col_indices[p] > highest ? csr.col_indices[p] : highest;
+  }
+  if (csr.nnz > 0 && (lowest < 0 || highest >= csr.cols)) {
+    return "col_indices must lie in [0, " + std::to_string(csr.cols) + "), got " +
+           std::to_string(lowest < 0 ? lowest : highest);
   }
   return "";
 }

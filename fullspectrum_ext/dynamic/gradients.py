@@ -8,7 +8,7 @@ from torch.nn.grad import conv2d_weight
 
 from fullspectrum_ext.nn.masked import MaskedConv2d
 from fullspectrum_ext.nn.sparse_conv2d import SparseConv2d
-from fullspectrum_ext.ops import conv2d_dense_grad_topk, dense_grad_topk
+from fullspectrum_ext.ops import TopGradients, conv2d_dense_grad_topk, dense_grad_topk
 
 
 class _Catch:
@@ -74,8 +74,8 @@ class GradientTap:
         """Say whether all gradients that were seen are finite."""
         return all(bool(grad.isfinite().all()) for _, grad in self._catch.pairs)
 
-    def largest(self, crow_indices: Tensor, col_indices: Tensor, count: int) -> Tensor:
-        """Return where the weight's gradient is largest outside a topology.
+    def largest(self, crow_indices: Tensor, col_indices: Tensor, count: int) -> TopGradients:
+        """Return where the weight's gradient is largest outside a topology, and what it is there.
 
         Args:
             crow_indices: Start of each row of the topology.
@@ -83,13 +83,13 @@ class GradientTap:
             count: How many.
 
         Returns:
-            Flat positions, rising.
+            Flat positions, rising, and values.
         """
         x, grad = self._together()
         if not self.is_conv2d:
-            return dense_grad_topk(grad, x, crow_indices, col_indices, count).positions
+            return dense_grad_topk(grad, x, crow_indices, col_indices, count)
         sizes = self._sizes()
-        return conv2d_dense_grad_topk(grad, x, crow_indices, col_indices, count, **sizes).positions
+        return conv2d_dense_grad_topk(grad, x, crow_indices, col_indices, count, **sizes)
 
     def dense(self) -> Tensor:
         """Return the whole gradient of the weight as a matrix, one row an output."""
