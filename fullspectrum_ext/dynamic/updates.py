@@ -48,10 +48,13 @@ class Update:
     Attributes:
         step: After which step of the optimizer it came.
         layers: What it did to each layer, by the name of its weight.
+        exchanged_bytes: What this process sent to the others for it, beside the gradients of the
+            kept weights; 0 with one process.
     """
 
     step: int
     layers: Mapping[str, LayerUpdate]
+    exchanged_bytes: int = 0
 
     @property
     def total(self) -> LayerUpdate:
