@@ -183,7 +183,7 @@ class SparseDynamicLayer(DynamicLayer):
 
     def __init__(self, name: str, module: SparseLayer) -> None:
         super().__init__(name, module, module.values, module.weight_shape)
-        self.tap = GradientTap(module, isinstance(module, SparseConv2d))
+        self.tap = GradientTap(module, isinstance(module, SparseConv2d), self.shape)
 
     @property
     def values(self) -> Tensor:
@@ -212,7 +212,7 @@ class MaskedDynamicLayer(DynamicLayer):
         super().__init__(name, module, weight, weight.shape)
         self.mask = mask
         if isinstance(module, (MaskedLinear, MaskedConv2d)):
-            self.tap = GradientTap(module, isinstance(module, MaskedConv2d))
+            self.tap = GradientTap(module, isinstance(module, MaskedConv2d), self.shape)
 
     @property
     def values(self) -> Tensor:

@@ -1,0 +1,134 @@
+"""The largest entries of a dense gradient that no rank holds: each has a part of the batch.
+
+What counts is the sum over the ranks, which goes with the mean that DistributedDataParallel takes.
+Each rank selects among a share of the rows, and all of them among what each has found: every score
+is computed on one rank only, so all of them decide the same, bit for bit.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fullspectrum_ext.dynamic.ranks import Ranks
+from fullspectrum_ext.ops import dense_grad_topk, topk_masks
+
+_SLAB = 1 << 20  # entries of the gradient that are held at once
+
+
+def largest_by_factors(
+    ranks: Ranks,
+    x: Tensor,
+    grad: Tensor,
+    batches: list[int],
+    topology: tuple[Tensor, Tensor],
+    count: int,
+) -> Tensor:
+    """Find them from the inputs and output gradients of all ranks, which are gathered.
+
+    Args:
+        ranks: All of them call this.
+        x: Inputs that this rank saw, ``[n, in]``.
+        grad: Gradients of the outputs, ``[n, out]``.
+        batches: What ``n`` is on each rank.
+        topology: ``crow_indices`` and ``col_indices`` of what is left out.
+        count: How many.
+
+    Returns:
+        Flat positions, rising; of equal gradients the first.
+    """
+    inputs, outputs = x.shape[1], grad.shape[1]
+    begin, end = ranks.share(outputs)
+    x = ranks.gather_rows(x, batches)
+    grad = ranks.gather_rows(grad, batches)[:, begin:end]
+    dtype = torch.promote_types(x.dtype, torch.float32)  # scores of 16 bits would be too alike
+    crow_indices, col_indices = _rows(topology, begin, end)
+    free = (end - begin) * inputs - col_indices.numel()
+    found = dense_grad_topk(
+        grad.to(dtype).contiguous(), x.to(dtype), crow_indices, col_indices, min(count, free)
+    )
+    return _merge(ranks, found.positions + begin * inputs, found.values, topology, inputs, count)
+
+
+def largest_by_slabs(
+    ranks: Ranks,
+    slab_of: Callable[[int, int], Tensor],
+    columns: int,
+    topology: tuple[Tensor, Tensor],
+    count: int,
+) -> Tensor:
+    """Find them from the gradient itself, a slab of rows after the other, summed over the ranks.
+
+    Args:
+        ranks: All of them call this.
+        slab_of: Gives this rank's part of the gradient, rows ``[begin, end)``, ``[rows, columns]``.
+        columns: Of the gradient.
+        topology: ``crow_indices`` and ``col_indices`` of what is left out.
+        count: How many.
+
+    Returns:
+        Flat positions, rising; of equal gradients the first.
+    """
+    positions, scores = topology[0].new_empty(0, dtype=torch.int64), torch.empty(0)
+    step = max(_SLAB // max(columns, 1), 1)
+    for owner in range(ranks.size):
+        first, last = ranks.share(topology[0].numel() - 1, owner)
+        for begin in range(first, last, step):
+            end = min(begin + step, last)
+            slab = ranks.sum_at(slab_of(begin, end), owner)
+            scores = scores.to(slab)
+            if ranks.rank == owner:
+                new_positions, new_scores = _largest_of_slab(slab, topology, begin, end, count)
+                positions = torch.cat([positions, new_positions])
+                scores = torch.cat([scores, new_scores])
+                kept = _largest(scores, count)
+                positions, scores = positions[kept], scores[kept]
+    return _merge(ranks, positions, scores, topology, columns, count)
+
+
+def _largest_of_slab(
+    slab: Tensor, topology: tuple[Tensor, Tensor], begin: int, end: int, count: int
+) -> tuple[Tensor, Tensor]:
+    columns = slab.shape[1]
+    scores = slab.abs().nan_to_num_(nan=torch.inf, posinf=torch.inf).view(-1)
+    crow_indices, col_indices = _rows(topology, begin, end)
+    starts = torch.arange(end - begin, device=slab.device) * columns
+    stored = starts.repeat_interleave(crow_indices.diff()) + col_indices
+    scores[stored] = -1
+    kept = _largest(scores, min(count, scores.numel() - stored.numel()))
+    return kept + begin * columns, scores[kept]
+
+
+def _merge(
+    ranks: Ranks,
+    positions: Tensor,
+    values: Tensor,
+    topology: tuple[Tensor, Tensor],
+    columns: int,
+    count: int,
+) -> Tensor:
+    """Select among what all ranks have found in their rows, which lie one after the other."""
+    crow_indices = topology[0]
+    found = []
+    for rank in range(ranks.size):
+        begin, end = ranks.share(crow_indices.numel() - 1, rank)
+        stored = int(crow_indices[end] - crow_indices[begin])
+        found.append(min(count, (end - begin) * columns - stored))
+    positions = ranks.gather_rows(positions, found)
+    scores = ranks.gather_rows(values.abs(), found)
+    return positions[_largest(scores, count)]
+
+
+def _largest(scores: Tensor, count: int) -> Tensor:
+    """Return the indices of the largest, rising; of equal ones the first."""
+    if scores.numel() <= count:
+        return torch.arange(scores.numel(), device=scores.device)
+    scores = scores.nan_to_num(nan=torch.inf, posinf=torch.inf)
+    (kept,) = topk_masks([scores], [count])
+    return kept.nonzero().reshape(-1)
+
+
+def _rows(topology: tuple[Tensor, Tensor], begin: int, end: int) -> tuple[Tensor, Tensor]:
+    crow_indices, col_indices = topology
+    first, last = int(crow_indices[begin]), int(crow_indices[end])
+    return crow_indices[begin : end + 1] - first, col_indices[first:last]
