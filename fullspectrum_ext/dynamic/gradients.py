@@ -151,11 +151,13 @@ class GradientTap:
         rows, columns = self.shape
         x, grad = self._together()
         x, grad = x.to(shared.dtype), grad.to(shared.dtype)
-        gathered = len(shared.batches) * max(shared.batches) * (rows + columns) * x.itemsize
-        summed = rows * columns * _precise(x.dtype).itemsize
-        if gathered < summed and not self.is_conv2d:
+        precise, size = _precise(x.dtype), shared.ranks.size
+        gathered = max(shared.batches) * (rows + columns) * x.itemsize
+        gathered += count * (torch.int64.itemsize + precise.itemsize)
+        averaged = 2 * rows * columns * precise.itemsize // size
+        if gathered < averaged and not self.is_conv2d:
             return largest_by_factors(shared.ranks, x, grad, shared.batches, topology, count)
-        x, grad = x.to(_precise(x.dtype)), grad.to(_precise(x.dtype))
+        x, grad = x.to(precise), grad.to(precise)
         return largest_by_slabs(
             shared.ranks, lambda *some: self._part(x, grad, *some), columns, topology, count
         )

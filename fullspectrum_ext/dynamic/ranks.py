@@ -65,11 +65,3 @@ class Ranks:
         torch.distributed.all_reduce(own, group=self._group)
         self.sent_bytes += 2 * own.nbytes * (self.size - 1) // self.size
         return own.div_(self.size).to(tensor.device)
-
-    def sum_at(self, tensor: Tensor, rank: int) -> Tensor:
-        """Return the sum of the tensors of all ranks, on one of them; these are used up."""
-        own = tensor.contiguous().to(self._device)
-        torch.distributed.reduce(own, group=self._group, group_dst=rank)
-        if self.rank != rank:
-            self.sent_bytes += own.nbytes
-        return own.to(tensor.device)

@@ -1,8 +1,8 @@
 """The largest entries of a dense gradient that no rank holds: each has a part of the batch.
 
-What counts is the sum over the ranks, which goes with the mean that DistributedDataParallel takes.
-Each rank selects among a share of the rows, and all of them among what each has found: every score
-is computed on one rank only, so all of them decide the same, bit for bit.
+What counts is the mean over the ranks, as DistributedDataParallel takes it of the gradients of the
+kept weights. All ranks select among the same scores, bit for bit: among those that one rank each
+has computed of its rows, or among averages, which are the same on all.
 """
 
 from collections.abc import Callable
@@ -39,13 +39,12 @@ def largest_by_factors(
     """
     inputs, outputs = x.shape[1], grad.shape[1]
     begin, end = ranks.share(outputs)
-    x = ranks.gather_rows(x, batches)
-    grad = ranks.gather_rows(grad, batches)[:, begin:end]
+    x, grad = ranks.gather_rows(torch.cat([x, grad], 1), batches).split([inputs, outputs], 1)
     dtype = torch.promote_types(x.dtype, torch.float32)  # scores of 16 bits would be too alike
     crow_indices, col_indices = _rows(topology, begin, end)
     free = (end - begin) * inputs - col_indices.numel()
     found = dense_grad_topk(
-        grad.to(dtype).contiguous(), x.to(dtype), crow_indices, col_indices, min(count, free)
+        grad[:, begin:end].to(dtype), x.to(dtype), crow_indices, col_indices, min(count, free)
     )
     return _merge(ranks, found.positions + begin * inputs, found.values, topology, inputs, count)
 
@@ -57,7 +56,7 @@ def largest_by_slabs(
     topology: tuple[Tensor, Tensor],
     count: int,
 ) -> Tensor:
-    """Find them from the gradient itself, a slab of rows after the other, summed over the ranks.
+    """Find them from the gradient itself, a slab of rows after the other, averaged over the ranks.
 
     Args:
         ranks: All of them call this.
@@ -69,21 +68,18 @@ def largest_by_slabs(
     Returns:
         Flat positions, rising; of equal gradients the first.
     """
+    rows = topology[0].numel() - 1
     positions, scores = topology[0].new_empty(0, dtype=torch.int64), torch.empty(0)
     step = max(_SLAB // max(columns, 1), 1)
-    for owner in range(ranks.size):
-        first, last = ranks.share(topology[0].numel() - 1, owner)
-        for begin in range(first, last, step):
-            end = min(begin + step, last)
-            slab = ranks.sum_at(slab_of(begin, end), owner)
-            scores = scores.to(slab)
-            if ranks.rank == owner:
-                new_positions, new_scores = _largest_of_slab(slab, topology, begin, end, count)
-                positions = torch.cat([positions, new_positions])
-                scores = torch.cat([scores, new_scores])
-                kept = _largest(scores, count)
-                positions, scores = positions[kept], scores[kept]
-    return _merge(ranks, positions, scores, topology, columns, count)
+    for begin in range(0, rows, step):
+        end = min(begin + step, rows)
+        slab = ranks.mean(slab_of(begin, end))
+        new_positions, new_scores = _largest_of_slab(slab, topology, begin, end, count)
+        positions = torch.cat([positions, new_positions])
+        scores = torch.cat([scores.to(slab), new_scores])
+        kept = _largest(scores, count)
+        positions, scores = positions[kept], scores[kept]
+    return positions
 
 
 def _largest_of_slab(
@@ -114,9 +110,11 @@ def _merge(
         begin, end = ranks.share(crow_indices.numel() - 1, rank)
         stored = int(crow_indices[end] - crow_indices[begin])
         found.append(min(count, (end - begin) * columns - stored))
-    positions = ranks.gather_rows(positions, found)
-    scores = ranks.gather_rows(values.abs(), found)
-    return positions[_largest(scores, count)]
+    pairs = [tensor.unsqueeze(1).view(torch.uint8) for tensor in (positions, values.abs())]
+    pairs = ranks.gather_rows(torch.cat(pairs, 1), found).split([8, values.itemsize], 1)
+    positions, scores = pairs[0].contiguous().view(torch.int64), pairs[1].contiguous()
+    kept = _largest(scores.view(values.dtype).view(-1), count)
+    return positions.view(-1)[kept]
 
 
 def _largest(scores: Tensor, count: int) -> Tensor:
