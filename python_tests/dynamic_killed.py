@@ -1,6 +1,7 @@
 """Runs a script, and kills rank 1 in the middle of its training, once."""
 
 import os
+import pathlib
 import runpy
 import signal
 import sys
@@ -15,6 +16,7 @@ step = DynamicSparsity.step
 def step_or_die(self):
     is_first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
     if is_first and os.environ["RANK"] == "1" and self.steps_done == AFTER_STEPS:
+        pathlib.Path("killed").touch()
         os.kill(os.getpid(), signal.SIGKILL)
     return step(self)
 

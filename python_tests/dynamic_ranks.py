@@ -16,7 +16,6 @@ import torch
 import torch.distributed as dist
 from dynamic_courses import METHODS, OPTIMIZERS, SHAPES, conv, mlp
 from torch import nn
-from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
 
 import fullspectrum_ext as fs
@@ -473,12 +472,15 @@ def adam(parameters):
 
 
 def zero_adam(parameters):
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
     return ZeroRedundancyOptimizer(parameters, torch.optim.Adam, lr=1e-3)
 
 
 @check
 def shards_are_refused():
     from torch.distributed.fsdp import fully_shard
+    from torch.distributed.optim import ZeroRedundancyOptimizer
 
     model = sparse_linear(6, 5, 0.4)
     fully_shard(model)
