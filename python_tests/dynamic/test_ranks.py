@@ -34,15 +34,7 @@ def run(folder, size, names):
     script = str(TESTS / "dynamic_ranks.py")
     processes = [
         subprocess.Popen(
-            [
-                sys.executable,
-                "-P",
-                str(TESTS / "dynamic_ranks.py"),
-                str(folder),
-                str(rank),
-                str(size),
-                *names,
-            ],
+            [sys.executable, "-P", script, str(folder), str(rank), str(size), *names],
             env=environment(),
             cwd=folder,
             stdout=subprocess.DEVNULL,
