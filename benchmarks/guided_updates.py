@@ -7,14 +7,24 @@ full-spectrum coordinate. With one candidate this is SET on the same schedule.
 """
 
 import argparse
-import functools
 import statistics
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
-from unittest import mock
 
+from fullspectrum_ext import dynamic
 from fullspectrum_ext.experiments import RunFolder, TrainConfig, train
-from fullspectrum_ext.experiments.procedures import PROCEDURES
+
+
+def register(number: int) -> str:
+    """Give guided updates with so many candidates a name for the driver."""
+
+    @dynamic.register_method(f"guided:{number}")
+    @dataclass(kw_only=True)
+    class Guided(dynamic.RamanujanGuided):
+        candidates: int = number
+
+    return f"guided:{number}"
 
 
 def main() -> None:
@@ -24,13 +34,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--sparsity", type=float, default=0.98)
     arguments = parser.parse_args()
-    config = TrainConfig(
-        methods=("set:ramanujan",), seeds=tuple(range(arguments.seeds)), sparsity=arguments.sparsity
-    )
-    guided = PROCEDURES["set:ramanujan"]
     for candidates in arguments.candidates:
-        several = {"set:ramanujan": functools.partial(guided, candidates=candidates)}
-        with mock.patch.dict(PROCEDURES, several), tempfile.TemporaryDirectory() as folder:
+        config = TrainConfig(
+            methods=(register(candidates),),
+            seeds=tuple(range(arguments.seeds)),
+            sparsity=arguments.sparsity,
+        )
+        with tempfile.TemporaryDirectory() as folder:
             runs = train(config, RunFolder(Path(folder) / "run"))["runs"]
         accuracy = [100 * run["test_accuracy"] for run in runs]
         norm = statistics.mean(run["norm_after"] for run in runs)

@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors
@@ -20,6 +20,31 @@ from fullspectrum_ext._files import write_atomically
 from fullspectrum_ext._layers import model_layers, state_dict_layers
 
 FORMAT = "fullspectrum.masks.1"  # the metadata entry that marks a file of masks
+
+
+class Degrees(NamedTuple):
+    """How many weights the two sides of a layer have: of its matrix, row by row, column by column.
+
+    Attributes:
+        inward: Weights kept of each output, its in-degree; int64 ``[rows]``.
+        outward: Weights kept of each input tap, its out-degree; int64 ``[columns]``.
+    """
+
+    inward: Tensor
+    outward: Tensor
+
+    def histograms(self) -> dict[str, list[list[int]]]:
+        """Return how often each degree comes, as JSON can hold it.
+
+        Returns:
+            For ``"in"`` and ``"out"`` pairs of a degree and the number of units that have it, by
+            rising degree; degrees that no unit has are left out.
+
+        Example:
+            >>> Degrees(torch.tensor([2, 0, 2]), torch.tensor([3, 1])).histograms()
+            {'in': [[0, 1], [2, 2]], 'out': [[1, 1], [3, 1]]}
+        """
+        return {"in": _histogram(self.inward), "out": _histogram(self.outward)}
 
 
 class MaskSet(Mapping[str, Tensor]):
@@ -98,6 +123,27 @@ class MaskSet(Mapping[str, Tensor]):
     def sparsity(self) -> float:
         """Fraction of the weights that is removed."""
         return 1.0 - self.density
+
+    def degrees(self, name: str) -> Degrees:
+        """Return how many weights each output and each input tap of a layer has.
+
+        Args:
+            name: Of the mask; a weight ``[out, in, ...]`` is a matrix with a row for each output.
+
+        Returns:
+            The in-degrees of the outputs and the out-degrees of the input taps.
+
+        Raises:
+            KeyError: If there is no mask of that name.
+
+        Example:
+            >>> masks = MaskSet({"fc.weight": torch.tensor([[1, 0, 1], [1, 0, 0]])})
+            >>> degrees = masks.degrees("fc.weight")
+            >>> degrees.inward.tolist(), degrees.outward.tolist()
+            ([2, 1], [2, 0, 1])
+        """
+        matrix = self[name].flatten(1)
+        return Degrees(matrix.sum(1), matrix.sum(0))
 
     def digest(self) -> str:
         """Return a hexadecimal fingerprint of names, shapes and bits, the same on every device."""
@@ -287,6 +333,11 @@ def as_mask(name: object, mask: object) -> Tensor:
             f"masks[{name!r}]: expected zeros and ones, got {mask[other].flatten()[0].item()}"
         )
     return (mask != 0).contiguous()
+
+
+def _histogram(degrees: Tensor) -> list[list[int]]:
+    found, counts = degrees.unique(return_counts=True)
+    return torch.stack([found, counts], dim=1).tolist()
 
 
 def _packed(mask: Tensor) -> np.ndarray:

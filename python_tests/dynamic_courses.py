@@ -50,6 +50,8 @@ METHODS = {
     "granet": {"sparsity": 0.85},
     "gmp": {"sparsity": 0.9},
     "set:ramanujan": {},
+    "topkast": {"penalty": 0.01},
+    "rigl:ramanujan": {},
 }
 
 

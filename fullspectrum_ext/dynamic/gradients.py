@@ -12,7 +12,7 @@ from fullspectrum_ext.dynamic.ranks import Ranks
 from fullspectrum_ext.dynamic.shared_gradients import largest_by_factors, largest_by_slabs
 from fullspectrum_ext.nn.masked import MaskedConv2d
 from fullspectrum_ext.nn.sparse_conv2d import SparseConv2d
-from fullspectrum_ext.ops import conv2d_dense_grad_topk, dense_grad_topk
+from fullspectrum_ext.ops import TopGradients, conv2d_dense_grad_topk, dense_grad_topk
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # from narrow to wide
 
@@ -101,8 +101,8 @@ class GradientTap:
         """Say whether all gradients that were seen are finite."""
         return all(bool(grad.isfinite().all()) for _, grad in self._catch.pairs)
 
-    def largest(self, crow_indices: Tensor, col_indices: Tensor, count: int) -> Tensor:
-        """Return where the weight's gradient is largest outside a topology.
+    def largest(self, crow_indices: Tensor, col_indices: Tensor, count: int) -> TopGradients:
+        """Return where the weight's gradient is largest outside a topology, and what it is there.
 
         Args:
             crow_indices: Start of each row of the topology.
@@ -110,15 +110,15 @@ class GradientTap:
             count: How many.
 
         Returns:
-            Flat positions, rising.
+            Flat positions, rising, and values.
         """
         topology = crow_indices, col_indices
         if self._shared is not None:
             return self._largest_of_all(self._shared, topology, count)
         x, grad = self._together()
         if not self.is_conv2d:
-            return dense_grad_topk(grad, x, *topology, count).positions
-        return conv2d_dense_grad_topk(grad, x, *topology, count, **self._sizes()).positions
+            return dense_grad_topk(grad, x, *topology, count)
+        return conv2d_dense_grad_topk(grad, x, *topology, count, **self._sizes())
 
     def dense(self) -> Tensor:
         """Return the whole gradient of the weight as a matrix, one row an output."""
@@ -145,9 +145,7 @@ class GradientTap:
 
     def _largest_of_all(
         self, shared: _Shared, topology: tuple[Tensor, Tensor], count: int
-    ) -> Tensor:
-        if count == 0:
-            return topology[0].new_empty(0, dtype=torch.int64)
+    ) -> TopGradients:
         rows, columns = self.shape
         x, grad = self._together()
         x, grad = x.to(shared.dtype), grad.to(shared.dtype)

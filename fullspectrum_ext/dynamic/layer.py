@@ -12,7 +12,9 @@ from fullspectrum_ext.nn.masked import Masked, MaskedConv2d, MaskedLinear
 from fullspectrum_ext.nn.sparse_conv2d import SparseConv2d
 from fullspectrum_ext.nn.topology import reset_state
 from fullspectrum_ext.ops import (
+    TopGradients,
     csr_from_dense,
+    random_places,
     smallest_magnitudes,
     topology_update,
 )
@@ -51,19 +53,45 @@ class DynamicLayer(ABC):
     def gradient(self) -> Tensor | None:
         """The gradient of the kept weights, ``[nnz]``; None where there is none."""
 
+    @abstractmethod
+    def add_to_gradient(self, more: Tensor) -> None:
+        """Add to the gradient of the kept weights, ``[nnz]``."""
+
+    @abstractmethod
+    def put(self, positions: Tensor, values: Tensor) -> None:
+        """Give kept weights other values.
+
+        Args:
+            positions: Their flat positions in the matrix, rising.
+            values: What they get.
+        """
+
+    @property
+    @abstractmethod
+    def active(self) -> Tensor | None:
+        """Which of the kept weights the layer computes with, bool, ``[nnz]``; None: with all."""
+
+    @active.setter
+    @abstractmethod
+    def active(self, active: Tensor | None) -> None: ...
+
     @property
     @abstractmethod
     def topology(self) -> tuple[Tensor, Tensor]:
         """``crow_indices`` and ``col_indices`` of the kept weights."""
 
     @abstractmethod
-    def change(self, drop: Tensor, grow: Tensor, optimizer: torch.optim.Optimizer | None) -> None:
+    def change(self, drop: Tensor, grow: Tensor, optimizer: torch.optim.Optimizer | None) -> int:
         """Drop some of the kept weights and keep others, which begin at 0.
 
         Args:
             drop: Indices into :attr:`values`, rising.
-            grow: Flat positions in the matrix, rising, none of them kept.
+            grow: Flat positions in the matrix, rising, none of them kept. A weight that is dropped
+                and grown stays as it is.
             optimizer: The one that trains them, whose state follows; None where there is none.
+
+        Returns:
+            How many come that were not there.
         """
 
     @property
@@ -109,25 +137,6 @@ class DynamicLayer(ABC):
         update = topology_update(*self.topology, drop, nothing, self.shape[1])
         return update.crow_indices, update.col_indices
 
-    def net_change(self, drop: Tensor, grow: Tensor) -> tuple[Tensor, Tensor]:
-        """Leave out what is dropped and grown again.
-
-        Args:
-            drop: Indices into :attr:`values`, rising.
-            grow: Flat positions, rising.
-
-        Returns:
-            Both, without the weights that stay as they are.
-        """
-        if not grow.numel():
-            return drop, grow
-        dropped = self.positions[drop]
-        at = torch.searchsorted(grow, dropped).clamp_(max=grow.numel() - 1)  # both rise
-        again = grow[at] == dropped
-        comes = torch.ones_like(grow, dtype=torch.bool)
-        comes[at[again]] = False
-        return drop[~again], grow[comes]
-
     def smallest(self, scores: Tensor, count: int) -> Tensor:
         """Return the kept weights of the smallest scores; of equal ones, the last.
 
@@ -154,14 +163,23 @@ class DynamicLayer(ABC):
         Returns:
             Flat positions, rising, exactly ``count``.
         """
-        kept = self.staying(drop) if again else self.positions
-        ranks = distinct(self.numel - kept.numel(), count, generator).to(kept.device)
-        # the r-th free place lies behind as many kept ones as have at most r free ones before them
-        before = kept - torch.arange(kept.numel(), device=kept.device)
-        return ranks + torch.searchsorted(before, ranks, right=True)
+        topology = self.after_drop(drop) if again else self.topology
+        return random_places(*topology, self.shape[1], count, _seed(generator))
 
     def steepest_places(self, drop: Tensor, count: int) -> Tensor:
         """Return where the dense gradient is largest among the weights that are not kept.
+
+        Args:
+            drop: The weights that are dropped first; they may be found again.
+            count: How many.
+
+        Returns:
+            Flat positions, rising, exactly ``count``; of equal gradients the first.
+        """
+        return self.steepest(drop, count).positions
+
+    def steepest(self, drop: Tensor, count: int) -> TopGradients:
+        """Return the largest of the dense gradient among the weights that are not kept.
 
         The gradient is never held: :func:`fullspectrum_ext.ops.dense_grad_topk` finds them.
 
@@ -170,7 +188,8 @@ class DynamicLayer(ABC):
             count: How many.
 
         Returns:
-            Flat positions, rising, exactly ``count``; of equal gradients the first.
+            Flat positions, rising, exactly ``count``, of equal gradients the first; and what the
+            gradient is there.
         """
         assert self.tap is not None
         return self.tap.largest(*self.after_drop(drop), count)
@@ -195,22 +214,44 @@ class SparseDynamicLayer(DynamicLayer):
         """Their gradient."""
         return self.weight.grad
 
+    def add_to_gradient(self, more: Tensor) -> None:
+        """Add to their gradient."""
+        assert self.weight.grad is not None
+        self.weight.grad.add_(more)
+
+    def put(self, positions: Tensor, values: Tensor) -> None:
+        """Give some of them other values."""
+        self.values[torch.searchsorted(self.positions, positions)] = values
+
+    @property
+    def active(self) -> Tensor | None:
+        """Which of them the layer computes with."""
+        return self.module.active
+
+    @active.setter
+    def active(self, active: Tensor | None) -> None:
+        self.module.active = None if active is None else active.clone()
+
     @property
     def topology(self) -> tuple[Tensor, Tensor]:
         """Where they stand."""
         return self.module.crow_indices, self.module.col_indices
 
-    def change(self, drop: Tensor, grow: Tensor, optimizer: torch.optim.Optimizer | None) -> None:
+    def change(self, drop: Tensor, grow: Tensor, optimizer: torch.optim.Optimizer | None) -> int:
         """Change the topology; values and the optimizer's state follow."""
-        self.module.update_topology(drop, grow, optimizer)
+        source = self.module.update_topology(drop, grow, optimizer).source
+        return int((source < 0).count_nonzero())
 
 
 class MaskedDynamicLayer(DynamicLayer):
     """A dense weight under a mask."""
 
+    module: Masked
+
     def __init__(self, name: str, module: Masked, weight: nn.Parameter, mask: Tensor) -> None:
         super().__init__(name, module, weight, weight.shape)
-        self.mask = mask
+        self.module, self.mask = module, mask
+        self.parameter = name.rpartition(".")[2]
         if isinstance(module, (MaskedLinear, MaskedConv2d)):
             self.tap = GradientTap(module, isinstance(module, MaskedConv2d), self.shape)
 
@@ -224,6 +265,27 @@ class MaskedDynamicLayer(DynamicLayer):
         """Their gradient."""
         return None if self.weight.grad is None else self.weight.grad[self.mask]
 
+    def add_to_gradient(self, more: Tensor) -> None:
+        """Add to their gradient."""
+        assert self.weight.grad is not None
+        self.weight.grad[self.mask] += more
+
+    def put(self, positions: Tensor, values: Tensor) -> None:
+        """Give some of them other values."""
+        self.weight.detach().view(-1)[positions] = values
+
+    @property
+    def active(self) -> Tensor | None:
+        """Which of them the layer computes with."""
+        active = self.module.active_of(self.parameter)
+        return None if active is None else active[self.mask]
+
+    @active.setter
+    def active(self, active: Tensor | None) -> None:
+        if active is not None:
+            active = torch.zeros_like(self.mask).masked_scatter_(self.mask, active)
+        self.module.set_active(active, self.parameter)
+
     @property
     def nnz(self) -> int:
         """Number of kept weights."""
@@ -235,17 +297,20 @@ class MaskedDynamicLayer(DynamicLayer):
         matrix = self.mask.view(self.shape)
         return csr_from_dense(matrix, matrix)[:2]
 
-    def change(self, drop: Tensor, grow: Tensor, optimizer: torch.optim.Optimizer | None) -> None:
+    def change(self, drop: Tensor, grow: Tensor, optimizer: torch.optim.Optimizer | None) -> int:
         """Change the mask; what is dropped is zero, and what is grown begins anew."""
-        changed = torch.cat([self.positions[drop], grow])
         where = torch.zeros_like(self.mask)
-        where.view(-1)[changed] = True
+        flat = where.view(-1)
+        flat[self.positions[drop]] = True
+        flat[grow] = flat[grow].logical_not_()  # what comes again stays as it is
         if optimizer is not None:
             reset_state(self.weight, optimizer, where)
+        grown = int((where & ~self.mask).count_nonzero())
         self.mask.logical_xor_(where)
         with torch.no_grad():
             self.weight.masked_fill_(where, 0)
         self.weight.grad = None
+        return grown
 
 
 def dynamic_layers(model: nn.Module) -> dict[str, DynamicLayer]:
@@ -270,7 +335,7 @@ def dynamic_layers(model: nn.Module) -> dict[str, DynamicLayer]:
 
 
 def distinct(below: int, count: int, generator: torch.Generator) -> Tensor:
-    """Draw ``count`` different numbers in ``[0, below)``, in memory that follows ``count``.
+    """Draw ``count`` different numbers in ``[0, below)``.
 
     Args:
         below: How many numbers there are.
@@ -280,15 +345,10 @@ def distinct(below: int, count: int, generator: torch.Generator) -> Tensor:
     Returns:
         The numbers, rising; every set of them is as likely as any other.
     """
-    if 4 * count >= below:
-        return torch.randperm(below, generator=generator)[:count].sort().values
-    dtype = torch.int32 if below <= torch.iinfo(torch.int32).max else torch.int64  # sorts faster
-    numbers = drawn = torch.empty(0, dtype=dtype)
-    while numbers.numel() < count:
-        missing = count - numbers.numel()  # taking so many, none is too many
-        if drawn.numel() < missing:
-            more = torch.randint(below, (2 * count,), generator=generator)
-            drawn = torch.cat([drawn, more.to(dtype)])
-        numbers = torch.cat([numbers, drawn[:missing]]).sort().values.unique_consecutive()
-        drawn = drawn[missing:]
-    return numbers.long()
+    nothing = torch.zeros(2, dtype=torch.int64), torch.empty(0, dtype=torch.int64)
+    return random_places(*nothing, below, count, _seed(generator))
+
+
+def _seed(generator: torch.Generator) -> int:
+    """Draw one number, whatever is then made of it: all layers draw alike."""
+    return int(torch.randint(2**63 - 1, (), generator=generator))

@@ -90,6 +90,10 @@ class Method:
     """Whether an update takes the place of the optimizer's step."""
     finishes: ClassVar[bool] = False
     """Whether there is an update at the end of the schedule, besides the regular ones."""
+    starts: ClassVar[bool] = False
+    """Whether there is one before the first step, too."""
+    adjusts: ClassVar[bool] = False
+    """Whether :meth:`adjust` changes the gradients before each step of the optimizer."""
 
     def __post_init__(self) -> None:
         _checks.check_integer("every", self.every, 1)
@@ -158,6 +162,18 @@ class Method:
     def grow(self, layer: DynamicLayer, drop: Tensor, count: int, turn: Turn) -> Tensor:
         """Return which weights of a layer come: rising flat positions in its matrix."""
         return layer.random_places(drop, count, turn.generator)
+
+    def settle(self, layer: DynamicLayer, grow: Tensor, copies: Sequence[DynamicLayer]) -> None:
+        """Look at a layer after its update.
+
+        Args:
+            layer: The layer.
+            grow: Flat positions of the weights that have come, and are 0, rising.
+            copies: The same layer of the copies that follow the model.
+        """
+
+    def adjust(self, layers: Sequence[DynamicLayer]) -> None:
+        """Change the gradients of a step, until the end of the schedule."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return what further updates depend on, beside the layers."""

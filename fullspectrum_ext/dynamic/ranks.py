@@ -35,6 +35,8 @@ class Ranks:
 
     def gather(self, tensor: Tensor) -> list[Tensor]:
         """Return the tensors of all ranks, of the same shape and dtype on each."""
+        if not tensor.numel():
+            return [tensor] * self.size
         own = tensor.detach().contiguous().to(self._device)
         parts = [torch.empty_like(own) for _ in range(self.size)]
         torch.distributed.all_gather(parts, own, group=self._group)

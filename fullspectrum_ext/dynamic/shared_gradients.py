@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fullspectrum_ext.dynamic.ranks import Ranks
-from fullspectrum_ext.ops import dense_grad_topk, topk_masks
+from fullspectrum_ext.ops import TopGradients, dense_grad_topk, topk_masks
 
 _SLAB = 1 << 20  # entries of the gradient that are held at once
 
@@ -23,7 +23,7 @@ def largest_by_factors(
     batches: list[int],
     topology: tuple[Tensor, Tensor],
     count: int,
-) -> Tensor:
+) -> TopGradients:
     """Find them from the inputs and output gradients of all ranks, which are gathered.
 
     Args:
@@ -35,7 +35,7 @@ def largest_by_factors(
         count: How many.
 
     Returns:
-        Flat positions, rising; of equal gradients the first.
+        Flat positions, rising, of equal gradients the first; and what the gradient is there.
     """
     inputs, outputs = x.shape[1], grad.shape[1]
     begin, end = ranks.share(outputs)
@@ -55,7 +55,7 @@ def largest_by_slabs(
     columns: int,
     topology: tuple[Tensor, Tensor],
     count: int,
-) -> Tensor:
+) -> TopGradients:
     """Find them from the gradient itself, a slab of rows after the other, averaged over the ranks.
 
     Args:
@@ -66,33 +66,35 @@ def largest_by_slabs(
         count: How many.
 
     Returns:
-        Flat positions, rising; of equal gradients the first.
+        Flat positions, rising, of equal gradients the first; and what the gradient is there.
     """
     rows = topology[0].numel() - 1
-    positions, scores = topology[0].new_empty(0, dtype=torch.int64), torch.empty(0)
+    positions, values = topology[0].new_empty(0, dtype=torch.int64), torch.empty(0)
     step = max(_SLAB // max(columns, 1), 1)
     for begin in range(0, rows, step):
         end = min(begin + step, rows)
         slab = ranks.mean(slab_of(begin, end))
-        new_positions, new_scores = _largest_of_slab(slab, topology, begin, end, count)
-        positions = torch.cat([positions, new_positions])
-        scores = torch.cat([scores.to(slab), new_scores])
-        kept = _largest(scores, count)
-        positions, scores = positions[kept], scores[kept]
-    return positions
+        found = _largest_of_slab(slab, topology, begin, end, count)
+        positions = torch.cat([positions, found.positions])
+        values = torch.cat([values.to(slab), found.values])
+        kept = _largest(values, count)
+        positions, values = positions[kept], values[kept]
+    return TopGradients(positions, values)
 
 
 def _largest_of_slab(
     slab: Tensor, topology: tuple[Tensor, Tensor], begin: int, end: int, count: int
-) -> tuple[Tensor, Tensor]:
+) -> TopGradients:
     columns = slab.shape[1]
-    scores = slab.abs().nan_to_num_(nan=torch.inf, posinf=torch.inf).view(-1)
     crow_indices, col_indices = _rows(topology, begin, end)
     starts = torch.arange(end - begin, device=slab.device) * columns
     stored = starts.repeat_interleave(crow_indices.diff()) + col_indices
-    scores[stored] = -1
-    kept = _largest(scores, min(count, scores.numel() - stored.numel()))
-    return kept + begin * columns, scores[kept]
+    free = torch.ones(slab.numel(), dtype=torch.bool, device=slab.device)
+    free[stored] = False
+    positions = free.nonzero().view(-1)
+    values = slab.view(-1)[positions]
+    kept = _largest(values, count)
+    return TopGradients(positions[kept] + begin * columns, values[kept])
 
 
 def _merge(
@@ -102,7 +104,7 @@ def _merge(
     topology: tuple[Tensor, Tensor],
     columns: int,
     count: int,
-) -> Tensor:
+) -> TopGradients:
     """Select among what all ranks have found in their rows, which lie one after the other."""
     crow_indices = topology[0]
     found = []
@@ -110,20 +112,20 @@ def _merge(
         begin, end = ranks.share(crow_indices.numel() - 1, rank)
         stored = int(crow_indices[end] - crow_indices[begin])
         found.append(min(count, (end - begin) * columns - stored))
-    pairs = [tensor.unsqueeze(1).view(torch.uint8) for tensor in (positions, values.abs())]
+    pairs = [tensor.unsqueeze(1).view(torch.uint8) for tensor in (positions, values)]
     pairs = ranks.gather_rows(torch.cat(pairs, 1), found).split([8, values.itemsize], 1)
-    positions, scores = pairs[0].contiguous().view(torch.int64), pairs[1].contiguous()
-    kept = _largest(scores.view(values.dtype).view(-1), count)
-    return positions.view(-1)[kept]
+    positions = pairs[0].contiguous().view(torch.int64).view(-1)
+    values = pairs[1].contiguous().view(values.dtype).view(-1)
+    kept = _largest(values, count)
+    return TopGradients(positions[kept], values[kept] / ranks.size)  # the mean
 
 
-def _largest(scores: Tensor, count: int) -> Tensor:
-    """Return the indices of the largest, rising; of equal ones the first."""
-    if scores.numel() <= count:
-        return torch.arange(scores.numel(), device=scores.device)
-    scores = scores.nan_to_num(nan=torch.inf, posinf=torch.inf)
-    (kept,) = topk_masks([scores], [count])
-    return kept.nonzero().reshape(-1)
+def _largest(values: Tensor, count: int) -> Tensor:
+    """Return the indices of the largest magnitudes, rising; of equal ones the first."""
+    if values.numel() <= count:
+        return torch.arange(values.numel(), device=values.device)
+    (kept,) = topk_masks([values.abs().nan_to_num_(nan=torch.inf, posinf=torch.inf)], [count])
+    return kept.nonzero().view(-1)
 
 
 def _rows(topology: tuple[Tensor, Tensor], begin: int, end: int) -> tuple[Tensor, Tensor]:

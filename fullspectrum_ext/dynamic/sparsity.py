@@ -118,7 +118,7 @@ class DynamicSparsity:
         self._generator = torch.Generator().manual_seed(resolve_seed(seed))
         self._on_update = on_update
         self._groups = _groups(dynamic_layers(self.model), method, options)
-        self._skip: Any = None
+        self._hooks: list[Any] = []
         self._copies: list[Mapping[str, DynamicLayer]] = []
         distributed.check_sharding(model, self._layers())
         for method_of, layers in self._groups:
@@ -132,6 +132,9 @@ class DynamicSparsity:
             distributed.leave_topology_to_us(model, self._layers())
             hook = distributed.FollowSizes(self._layers())
             self._follow_sizes = model.register_forward_pre_hook(hook)
+        for method_of, layers in self._groups:
+            if method_of.starts:
+                self._start(method_of, layers)
         self._explored: dict[str, Explored] = {}
         if explored:
             for layer in self._layers():
@@ -142,9 +145,14 @@ class DynamicSparsity:
 
     @property
     def masks(self) -> MaskSet:
-        """Which weights there are now."""
+        """Which weights the network now computes with."""
         masks = MaskSet.from_model(self.model)
-        return MaskSet({layer.name: masks[layer.name] for layer in self._layers()})
+        found = {layer.name: masks[layer.name] for layer in self._layers()}
+        for layer in self._layers():
+            if layer.active is not None:
+                inactive = layer.positions[layer.active.logical_not()]
+                found[layer.name].view(-1)[inactive] = False
+        return MaskSet(found)
 
     @property
     def explored(self) -> dict[str, float]:
@@ -180,6 +188,7 @@ class DynamicSparsity:
         step, sent = self.steps_done + 1, self.exchanged_bytes
         self._agree(step)
         decided: list[tuple[DynamicLayer, Change]] = []
+        updated: list[Method] = []
         for method, layers in self._groups:
             due, observed = self._wants(method, step)
             if observed or (due and method.needs_gradients):
@@ -192,16 +201,20 @@ class DynamicSparsity:
                     layers = seen
             if due:
                 decided += zip(layers, self._decide(method, layers, step), strict=True)
+                updated += [method] * len(layers)
         if decided and self._ranks is not None:
             digests = {layer.name: distributed.digest(*change) for layer, change in decided}
             distributed.check_same(
                 self._ranks, digests, f"the update of step {step}", distributed.SAME_DECISION
             )
         told = {layer.name: self._apply(layer, change) for layer, change in decided}
+        for method, (layer, change) in zip(updated, decided, strict=True):
+            method.settle(layer, change.grow, [copy[layer.name] for copy in self._copies])
         self.steps_done = step
         self._listen()
         if told and self._on_update is not None:
-            self._on_update(Update(step, told, self.exchanged_bytes - sent))
+            by_name = {layer.name: layer for layer, _ in decided}
+            self._on_update(Update(step, told, self.exchanged_bytes - sent, by_name))
         return bool(told)
 
     def follow(self, copy: nn.Module) -> None:
@@ -232,10 +245,9 @@ class DynamicSparsity:
         for layer in self._layers():
             if layer.tap is not None:
                 layer.tap.close()
-        for hook in (self._skip, self._follow_sizes):
-            if hook is not None:
-                hook.remove()
-        self._skip = self._follow_sizes = None
+        self._take_hooks_off()
+        if self._follow_sizes is not None:
+            self._follow_sizes.remove()
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that its further doings depend on, beside model and optimizer."""
@@ -267,6 +279,15 @@ class DynamicSparsity:
             self._explored[name].bits.copy_(bits)
         self._is_agreed = False
         self._listen()
+
+    @torch.no_grad()
+    def _start(self, method: Method, layers: Layers) -> None:
+        for layer, change in zip(layers, self._decide(method, layers, 0), strict=True):
+            layer.change(*change, self._holder(layer))
+            method.settle(layer, change.grow, [])
+
+    def _holder(self, layer: DynamicLayer) -> torch.optim.Optimizer | None:
+        return distributed.holder_of_state(self.optimizer, layer.weight)
 
     def _layers(self) -> Layers:
         return [layer for _, layers in self._groups for layer in layers]
@@ -304,18 +325,34 @@ class DynamicSparsity:
     def _listen(self) -> None:
         """Look at what the next step needs, and at nothing else."""
         step = self.steps_done + 1
-        skips = False
+        skips = adjusts = False
         for method, layers in self._groups:
             due, observed = self._wants(method, step)
             skips |= due and method.skips_step
+            adjusts |= method.adjusts and step <= method.last_step(self.steps)
             for layer in layers:
                 if layer.tap is not None:
                     layer.tap.close()
                     if observed or (due and method.needs_gradients):
                         layer.tap.open()
-        if self._skip is not None:
-            self._skip.remove()
-        self._skip = self.optimizer.register_step_pre_hook(_take_gradients) if skips else None
+        self._take_hooks_off()
+        hooks = [_take_gradients] * skips + [self._adjust] * adjusts
+        self._hooks = [self.optimizer.register_step_pre_hook(hook) for hook in hooks]
+
+    def _take_hooks_off(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+
+    @torch.no_grad()
+    def _adjust(
+        self, _optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        """Let methods change the gradients, before a step of the optimizer."""
+        _refuse_closure(args, kwargs, "whose gradients a method changes before it")
+        for method, layers in self._groups:
+            if method.adjusts and self.steps_done < method.last_step(self.steps):
+                method.adjust(layers)
 
     def _with_gradients(self, layers: Layers) -> Layers | None:
         """Return the layers of which gradients were seen; None if some are not finite."""
@@ -342,40 +379,41 @@ class DynamicSparsity:
             generator=self._generator,
         )
         changes = method.update(layers, turn)
-        net = [
-            Change(*layer.net_change(*change))
-            for layer, change in zip(layers, changes, strict=True)
-        ]
-        for layer, change in zip(layers, net, strict=True):
+        for layer, change in zip(layers, changes, strict=True):
             if layer.nnz and layer.nnz + change.grow.numel() == change.drop.numel():
                 raise ValueError(f"{layer.name} would lose all of its weights")
-        return net
+        return changes
 
     def _apply(self, layer: DynamicLayer, change: Change) -> LayerUpdate:
-        before, dropped, grown = layer.nnz, change.drop.numel(), change.grow.numel()
-        if dropped or grown:
-            layer.change(*change, distributed.holder_of_state(self.optimizer, layer.weight))
+        before, grown = layer.nnz, 0
+        if change.drop.numel() or change.grow.numel():
+            grown = layer.change(*change, self._holder(layer))
             for copy in self._copies:
                 copy[layer.name].change(*change, None)
         seen = self._explored.get(layer.name)
         if seen is not None:
             seen.add(change.grow)
         rate = None if seen is None else seen.rate
-        return LayerUpdate(before, layer.nnz, dropped, grown, layer.numel, rate)
+        after = layer.nnz
+        return LayerUpdate(before, after, before + grown - after, grown, layer.numel, rate)
 
 
 def _take_gradients(
     optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
     """Make a step of an optimizer do nothing: it passes over what has no gradient."""
-    if any(value is not None for value in (*args[1:], *kwargs.values())):
-        raise ValueError(
-            "optimizer.step: this step gives way to an update of the topology, and a closure would "
-            "bring its gradients back: compute them before the step"
-        )
+    _refuse_closure(args, kwargs, "which gives way to an update of the topology")
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             parameter.grad = None
+
+
+def _refuse_closure(args: tuple[Any, ...], kwargs: dict[str, Any], step: str) -> None:
+    if any(value is not None for value in (*args[1:], *kwargs.values())):
+        raise ValueError(
+            f"optimizer.step: expected no closure at a step {step}: a closure would bring its "
+            "gradients back; compute them before the step"
+        )
 
 
 def _groups(

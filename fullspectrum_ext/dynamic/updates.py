@@ -1,10 +1,13 @@
 """What is told of an update, and which weights have ever been kept."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+from fullspectrum_ext.dynamic.layer import DynamicLayer
+from fullspectrum_ext.masks import Degrees
 
 _BITS_OF_BYTE = torch.tensor([bin(byte).count("1") for byte in range(256)])
 
@@ -55,6 +58,21 @@ class Update:
     step: int
     layers: Mapping[str, LayerUpdate]
     exchanged_bytes: int = 0
+    _seen: Mapping[str, DynamicLayer] = field(default_factory=dict, repr=False, compare=False)
+
+    def degrees(self, name: str) -> Degrees:
+        """Return how many weights each output and each input tap of a layer has, as it is now.
+
+        Args:
+            name: Of the layer's weight, one of :attr:`layers`.
+
+        Returns:
+            The in-degrees of the outputs and the out-degrees of the input taps.
+        """
+        layer = self._seen[name]
+        crow_indices, col_indices = layer.topology
+        outward = torch.bincount(col_indices, minlength=layer.shape[1])
+        return Degrees(crow_indices.diff().long(), outward)
 
     @property
     def total(self) -> LayerUpdate:
@@ -100,5 +118,5 @@ class Explored:
     @property
     def rate(self) -> float:
         """The share of the weights that have been kept."""
-        count = int(_BITS_OF_BYTE[self.bits.cpu().long()].sum())
-        return count / max(self.numel, 1)
+        bytes_of_value = torch.bincount(self.bits.cpu(), minlength=256)
+        return int(bytes_of_value @ _BITS_OF_BYTE) / max(self.numel, 1)

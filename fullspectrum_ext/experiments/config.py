@@ -14,7 +14,9 @@ from typing import Any, get_args, get_origin, get_type_hints
 import torch
 
 from fullspectrum_ext import pruning
+from fullspectrum_ext.dynamic.method import ANNEALINGS
 from fullspectrum_ext.experiments.data import DATASETS
+from fullspectrum_ext.experiments.evolving import check_updates, dynamic_methods
 from fullspectrum_ext.experiments.methods import ABLATIONS, parse_method
 from fullspectrum_ext.experiments.models import MODELS, check_model
 from fullspectrum_ext.experiments.models.imported import is_import_path
@@ -63,13 +65,33 @@ class TrainConfig:
         "pags:BASE samples around BASE; dense prunes nothing; "
         "omp, gmp, imp and imp:lr prune by magnitude in the course of training; probmask and "
         "probmask:vr_pge learn masks, probmask:supermask learns them for the initial weights; "
-        "kstarts, dissipating and dissipating:kstarts prune in the first epochs; set, "
-        "set:ramanujan, rigl, itop, itop:rigl, snfs, dsr, mest, mest:soft and granet change the "
-        "topology in the course of training. After those that "
-        "prune before training may follow :drift (of pags, the authors' procedure: the number of "
-        "weights is not kept to), then :warm (prune after warm-epochs of dense training, and train "
-        "on from there), then, as after imp, a sanity ablation (snip:shuffled): "
+        "kstarts, dissipating and dissipating:kstarts prune in the first epochs; "
+        f"{', '.join(dynamic_methods())} change the topology in the course of training, from a "
+        "random mask of ERK's densities on, or with START+ before their name from that of another "
+        "method (snip+rigl). After those that prune before training may follow :drift (of pags, "
+        "the authors' procedure: the number of weights is not kept to), then :warm (prune after "
+        "warm-epochs of dense training, and train on from there), then, as after imp, a sanity "
+        "ablation (snip:shuffled): "
         f"{', '.join(ABLATIONS)}.",
+    )
+    dynamic: str = _setting(
+        "",
+        "Change the topology with this method (rigl, set, ...), from the masks of each of the "
+        "methods on: rigl makes of methods snip,erk what snip+rigl,erk+rigl says.",
+    )
+    update_every: int = _setting(
+        0,
+        "Methods that change the topology: steps from one update to the next; 0: an epoch, for "
+        "itop 3 and for itop:rigl 8 epochs.",
+    )
+    update_fraction: float = _setting(
+        0.0, "The same: share of a layer's weights dropped at first; 0: the method's own."
+    )
+    update_anneal: str = _setting(
+        "", f"The same: how that share changes, {', '.join(ANNEALINGS)}; nothing: the method's own."
+    )
+    update_until: float = _setting(
+        0.0, "The same: share of the epochs in which the topology changes; 0: the method's own."
     )
     sparsity: float = _setting(0.95, "Fraction of the weights that is removed, in [0, 1).")
     candidates: int = _setting(100, "Masks that pags draws and chooses from.")
@@ -127,9 +149,15 @@ class TrainConfig:
         _check_choice("backend", self.backend, BACKENDS)
         check_list("methods", self.methods)
         check_list("seeds", self.seeds)
+        if self.dynamic:  # from here on the names say it, and nothing else
+            _check_choice("dynamic", self.dynamic, dynamic_methods())
+            methods = tuple(f"{method}+{self.dynamic}" for method in self.methods)
+            object.__setattr__(self, "methods", methods)
+            object.__setattr__(self, "dynamic", "")
         names = {method: parse_method(method) for method in self.methods}
         at_least_one = ("candidates", "epochs", "warm_epochs", "early_epochs", "batch_size")
-        for name in (*at_least_one, "coordinate_every", "rewind_epoch", "threads"):
+        others = ("coordinate_every", "rewind_epoch", "threads", "update_every")
+        for name in (*at_least_one, *others):
             least = int(name in at_least_one)
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
@@ -153,6 +181,19 @@ class TrainConfig:
         if self.tensorboard and not self.coordinate_every:
             raise ValueError("tensorboard: expected coordinate_every of 1 or more with it, got 0")
         _check_device(self.device)
+        self._check_updates(name.dynamic for name in names.values() if name.dynamic)
+
+    def _check_updates(self, methods: Iterable[str]) -> None:
+        if self.update_anneal:
+            _check_choice("update_anneal", self.update_anneal, ANNEALINGS)
+        if not 0 <= self.update_fraction < 1:
+            raise ValueError(
+                f"update_fraction: expected a fraction in [0, 1), got {self.update_fraction}"
+            )
+        if not 0 <= self.update_until <= 1:
+            raise ValueError(f"update_until: expected a share in [0, 1], got {self.update_until}")
+        for method in methods:
+            check_updates(self, method)
 
     def resolved(self) -> "TrainConfig":
         """The same settings, if their device is here, with the threads that 0 stands for here."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,12 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from fullspectrum_ext import pruning
+from fullspectrum_ext.experiments.evolving import (
+    START,
+    Evolving,
+    dynamic_methods,
+    initial_sparsity,
+)
 from fullspectrum_ext.experiments.procedures import (
     PROCEDURES,
     Hook,
@@ -36,7 +43,7 @@ ABLATIONS = (*pruning.ABLATIONS, INVERTED)
 
 @dataclass(frozen=True)
 class MethodName:
-    """What a method's name says: ``[pags:]BASE[:drift][:warm][:ablation]``.
+    """What a method's name says: ``[pags:]BASE[:drift][:warm][:ablation]`` or ``START+DYNAMIC``.
 
     Attributes:
         method: One of :func:`fullspectrum_ext.methods`, a key of
@@ -45,6 +52,7 @@ class MethodName:
         drift: Whether pags takes layers as they are, as its authors' code does.
         warm: Whether the network is trained dense first, and trained on from there once pruned.
         ablation: One of :data:`ABLATIONS`; empty for none.
+        dynamic: What changes the topology from there on; empty for nothing.
     """
 
     method: str
@@ -52,6 +60,7 @@ class MethodName:
     drift: bool = False
     warm: bool = False
     ablation: str = ""
+    dynamic: str = ""
 
     @property
     def audit(self) -> str:
@@ -61,7 +70,7 @@ class MethodName:
     @property
     def trains(self) -> bool:
         """Whether it prunes in the course of training, or after some."""
-        return self.method in PROCEDURES or self.warm
+        return self.method in PROCEDURES or self.warm or bool(self.dynamic)
 
 
 def parse_method(name: str) -> MethodName:
@@ -72,7 +81,10 @@ def parse_method(name: str) -> MethodName:
             pags, then ``:warm``, then one of :data:`ABLATIONS`. Or a key of
             :data:`fullspectrum_ext.experiments.procedures.PROCEDURES`, of which ``imp`` may have an
             ablation after it, but not ``inverted``; nor may pags, which has no scores either. Or
-            ``dense``.
+            ``dense``. Or one of
+            :func:`fullspectrum_ext.experiments.evolving.dynamic_methods`, with ``START+`` before it
+            to say what it begins with: a name that prunes before training, perhaps with ``:drift``
+            or ``:warm``. ``rigl`` alone is ``erk+rigl``.
 
     Returns:
         Its parts.
@@ -81,9 +93,35 @@ def parse_method(name: str) -> MethodName:
         ValueError: If it is none of these.
 
     Example:
-        >>> parse_method("pags:snip:warm:shuffled")
-        MethodName(method='pags', base='snip', drift=False, warm=True, ablation='shuffled')
+        >>> parse_method("pags:snip:warm")
+        MethodName(method='pags', base='snip', drift=False, warm=True, ablation='', dynamic='')
+        >>> parse_method("snip+rigl").dynamic
+        'rigl'
     """
+    if name in dynamic_methods():
+        name = f"{START}+{name}"
+    start, plus, dynamic = name.partition("+")
+    if not plus:
+        return _parse_start(name)
+    if dynamic not in dynamic_methods():
+        raise ValueError(
+            f"method: expected START+DYNAMIC with one of {', '.join(dynamic_methods())} after the "
+            f"plus sign, got {name!r}"
+        )
+    if start in (DENSE, *PROCEDURES, *dynamic_methods()):
+        raise ValueError(
+            f"method: expected a method that prunes before training, for {dynamic} to go on from "
+            f"its masks, got {name!r}"
+        )
+    found = _parse_start(start)
+    if found.ablation:
+        raise ValueError(
+            f"method: expected no ablation of what {dynamic} goes on from, got {name!r}"
+        )
+    return dataclasses.replace(found, dynamic=dynamic)
+
+
+def _parse_start(name: str) -> MethodName:
     rest, ablation = _split_last(name, ABLATIONS)
     rest, warm = _split_last(rest, (WARM,))
     rest, drift = _split_last(rest, (DRIFT,))
@@ -185,7 +223,11 @@ def make_procedure(method: str, config: TrainConfig, seed: int) -> Procedure:
     name = parse_method(method)
     if name.method in PROCEDURES:
         return PROCEDURES[name.method](config, seed)
-    return (_PruneWarm if name.warm else _PruneFirst)(method, config, seed)
+    prune = _PruneWarm if name.warm else _PruneFirst
+    if not name.dynamic:
+        return prune(method, config, seed)
+    begin = dataclasses.replace(config, sparsity=initial_sparsity(config, name.dynamic))
+    return Evolving(prune(method, begin, seed), name.dynamic, config, seed)
 
 
 class _PruneFirst:

@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from torch import Tensor, nn
 
-from fullspectrum_ext.dynamic import DynamicSparsity
-from fullspectrum_ext.dynamic.method import make_method
 from fullspectrum_ext.masks import MaskSet
 from fullspectrum_ext.pruning import (
     DissipatingGradients,
@@ -87,7 +85,8 @@ class Hook(Protocol):
     It is made anew where a stage begins or a run is resumed, before the states are loaded. It may
     change the layers of ``run.model``, if the parameters stay the same objects and
     :func:`fullspectrum_ext.densify` gives the plain layers back; and it may replace
-    ``run.backward``, where one pass forward and backward is not what it needs.
+    ``run.backward``, where one pass forward and backward is not what it needs. Where it changes the
+    topology, it tells a logger of its own in ``run.topology``.
     """
 
     @property
@@ -297,53 +296,6 @@ def _dissipating_kstarts(model: nn.Module, seed: int, **options: Any) -> Hook:
     return DissipatingKStarts(model, seed=seed, scope="erk", **options)
 
 
-class _Dynamic:
-    """Begins with a random mask of ERK's densities, whose topology then changes once an epoch.
-
-    The in-time over-parametrisation of ITOP takes longer, and GraNet begins at half the sparsity.
-    """
-
-    def __init__(
-        self,
-        config: TrainConfig,
-        seed: int,
-        *,
-        method: str,
-        epochs_between: int = 1,
-        **options: Any,
-    ) -> None:
-        self.config, self.seed, self.epochs_between = config, seed, epochs_between
-        self.name = method
-        self.options = options | ({"sparsity": config.sparsity} if method == "granet" else {})
-        self.initial = config.sparsity / 2 if method == "granet" else config.sparsity
-        changing = math.ceil(make_method(method, {}).until * config.epochs)
-        self.stages = (
-            Stage("changing topology", changing),
-            Stage("fixed topology", config.epochs - changing, "continue"),
-        )
-
-    def masks(self, _stage: int, start: StageStart) -> MaskSet:
-        if start.masks is not None:
-            return start.masks
-        return prune(start.model, "erk", sparsity=self.initial, seed=self.seed)
-
-    def hook(self, stage: int, run: Run) -> Hook | None:
-        if stage == 1 or self.config.sparsity == 0:
-            return None
-        batches = len(run.batches)
-        steps = self.config.epochs * batches
-        return DynamicSparsity(
-            run.model,
-            run.optimizer,
-            self.name,
-            steps=steps,
-            seed=self.seed,
-            # in a short training, at least one
-            every=max(min(self.epochs_between * batches, steps // 2), 1),
-            **self.options,
-        )
-
-
 PROCEDURES: Mapping[str, Callable[[TrainConfig, int], Procedure]] = {
     "omp": _OneShot,
     "gmp": _Gradual,
@@ -355,15 +307,5 @@ PROCEDURES: Mapping[str, Callable[[TrainConfig, int], Procedure]] = {
     "kstarts": functools.partial(_EarlyPruning, method=_kstarts),
     "dissipating": functools.partial(_EarlyPruning, method=_dissipating),
     "dissipating:kstarts": functools.partial(_EarlyPruning, method=_dissipating_kstarts, parts=2),
-    "set": functools.partial(_Dynamic, method="set"),
-    "set:ramanujan": functools.partial(_Dynamic, method="set:ramanujan"),
-    "rigl": functools.partial(_Dynamic, method="rigl"),
-    "itop": functools.partial(_Dynamic, method="itop", epochs_between=3),
-    "itop:rigl": functools.partial(_Dynamic, method="itop:rigl", epochs_between=8),
-    "snfs": functools.partial(_Dynamic, method="snfs"),
-    "dsr": functools.partial(_Dynamic, method="dsr"),
-    "mest": functools.partial(_Dynamic, method="mest"),
-    "mest:soft": functools.partial(_Dynamic, method="mest:soft"),
-    "granet": functools.partial(_Dynamic, method="granet"),
 }
 """Name of each method that prunes in the course of training: made of the settings and a seed."""

@@ -14,7 +14,10 @@ RUNS_FILE = "runs.jsonl"
 
 _KEYS = ("config", "environment", "run", "history")
 _EACH_EPOCH = ("epoch", "train_loss", "validation_accuracy")
-_EACH_MEASUREMENT = ("coordinate_steps", "coordinate_norms")
+_COURSES = {  # the steps, and what there is one of at each of them
+    "coordinate_steps": ("coordinate_norms", "coordinate_means"),
+    "topology_steps": ("topology_overlap", "topology_churn", "topology_explored"),
+}
 
 
 def read_runs(path: Path) -> list[dict[str, Any]]:
@@ -28,7 +31,10 @@ def read_runs(path: Path) -> list[dict[str, Any]]:
         One entry a run, in the order of the plan or the job: ``config`` (the settings, with one
         method and one seed), ``environment``, ``run`` (its figures, as in ``results.json``) and
         ``history`` (lists over epochs: ``epoch``, ``train_loss``, ``validation_accuracy``; over
-        measurements, where there were any: ``coordinate_steps``, ``coordinate_norms``).
+        measurements, where there were any: ``coordinate_steps``, ``coordinate_norms``,
+        ``coordinate_means``, and by layer ``coordinate_layers``; over updates of the topology,
+        where there were any: ``topology_steps``, ``topology_overlap``, ``topology_churn``,
+        ``topology_explored``). Older records lack some.
 
     Raises:
         ValueError: If there is nothing of the kind, or no run is finished, or a line is no run.
@@ -76,12 +82,25 @@ def write_runs(path: Path, runs: Iterable[Mapping[str, Any]]) -> None:
     write_atomically(path, "".join(lines).encode())
 
 
-def _history(records: list[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    history = {key: [record[key] for record in records] for key in _EACH_EPOCH}
-    if any(record.get(key) for record in records for key in _EACH_MEASUREMENT):
-        for key in _EACH_MEASUREMENT:
-            history[key] = [value for record in records for value in record.get(key, [])]
+def _history(records: list[Mapping[str, Any]]) -> dict[str, Any]:
+    history: dict[str, Any] = {key: [record[key] for record in records] for key in _EACH_EPOCH}
+    for steps, keys in _COURSES.items():
+        at = _joined(records, steps)
+        if at:
+            history[steps] = at
+            for key in keys:
+                values = _joined(records, key)
+                if len(values) == len(at):  # a run that an older version began lacks some
+                    history[key] = values
+    layers = [record["coordinate_layers"] for record in records if "coordinate_layers" in record]
+    if "coordinate_means" in history:
+        names = dict.fromkeys(name for own in layers for name in own)
+        history["coordinate_layers"] = {name: _joined(layers, name) for name in names}
     return history
+
+
+def _joined(records: list[Mapping[str, Any]], key: str) -> list[Any]:
+    return [value for record in records for value in record.get(key, [])]
 
 
 def _entry(where: str, line: bytes) -> dict[str, Any]:

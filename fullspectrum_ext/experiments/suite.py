@@ -195,6 +195,8 @@ class _MethodRun:
         self.progress.note(f"{self.title}: {title}" if title else self.title)
         end = sum(stage.epochs for stage in self.stages[: self.stage + 1])
         self.run.logger = self._logger()
+        if self.run.topology is not None and self.run.logger is not None:
+            self.run.topology.writer = self.run.logger.writer
         while self.run.epoch < end:
             with self._named():
                 record = self.run.train_epoch()
@@ -320,6 +322,8 @@ class _MethodRun:
             initial = audit(initial, self.masks, self.ablation, seed=self.seed).model
         before = full_spectrum(self.masks, initial)
         after = full_spectrum(self.masks, self.run.model)
+        first = self.folder.masks(self.method, self.seed, 0 if len(self.stages) > 1 else None)
+        began = MaskSet.load(first)
         teacher = self.dataset.teacher
         found = {} if teacher is None else {"support_recovered": teacher.recovered(self.masks)}
         return {
@@ -329,6 +333,8 @@ class _MethodRun:
             "layer_densities": {
                 name: int(mask.count_nonzero()) / mask.numel() for name, mask in self.masks.items()
             },
+            **({"degrees_before": _degrees(began)} if began != self.masks else {}),
+            "degrees_after": _degrees(self.masks),
             "test_accuracy": test_accuracy,
             "test_loss": test_loss,
             "coordinate_before": before.vector.tolist(),
@@ -347,3 +353,8 @@ class _MethodRun:
         if device.type != "cuda":
             return {}
         return {"peak_bytes": torch.cuda.max_memory_allocated(device)}
+
+
+def _degrees(masks: MaskSet) -> dict[str, dict[str, list[list[int]]]]:
+    """How often each in- and out-degree comes in each layer."""
+    return {name: masks.degrees(name).histograms() for name in masks}

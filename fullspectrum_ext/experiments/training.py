@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fullspectrum_ext.dynamic import TopologyLogger
 from fullspectrum_ext.experiments.config import TrainConfig
 from fullspectrum_ext.experiments.data import Batches, Dataset, Split
 from fullspectrum_ext.experiments.procedures import Hook
@@ -59,6 +60,8 @@ class Run:
     Attributes:
         hook: What acts after each step of the optimizer, if anything does.
         backward: Leaves a batch's gradients, and returns the outputs and the loss to record.
+        logger: What measures the coordinate after some steps, if anything does.
+        topology: What the hook tells of its updates of the topology, if it makes any.
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class Run:
         self.hook: Hook | None = None
         self.backward: Callable[[Forward], tuple[Tensor, Tensor]] = one_backward
         self.logger: SpectrumLogger | None = None
+        self.topology: TopologyLogger | None = None
 
     def go_on_after(self, ended: "Run") -> None:
         """Count on, and draw the batches, from where another run of the same data ended."""
@@ -138,6 +142,7 @@ class Run:
             "validation_accuracy": validation_accuracy,
             "seconds": seconds,
             **(self.logger.take() if self.logger is not None else {}),
+            **(self.topology.take() if self.topology is not None else {}),
         }
 
     def _forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

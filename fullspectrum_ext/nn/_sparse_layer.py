@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fullspectrum_ext import _checks
+from fullspectrum_ext.nn.active import active_only, room_for_active
 from fullspectrum_ext.nn.topology import carry_state, set_values
 from fullspectrum_ext.ops import (
     CsrTranspose,
@@ -34,6 +35,9 @@ class SparseLayer(nn.Module):
     they hold, makes the layer's next call a RuntimeError; :meth:`update_topology` is the way to
     change them.
 
+    Where the buffer ``active`` is set (Top-KAST does), the layer computes with those stored weights
+    only that it marks, and the others are trained all the same.
+
     Args:
         weight_shape: Shape of the dense weight, outputs first.
         crow_indices: Start of each row, int32 or int64, ``[outputs + 1]``.
@@ -52,6 +56,7 @@ class SparseLayer(nn.Module):
     ccol_indices: Tensor
     row_indices: Tensor
     permutation: Tensor
+    active: Tensor | None
     _written: tuple[int, ...]
 
     def __init__(
@@ -76,7 +81,13 @@ class SparseLayer(nn.Module):
         self.bias = None if bias is None else _parameter(bias)
         for name in (*_TOPOLOGY, *_TRANSPOSED):
             self.register_buffer(name, None, persistent=name in _TOPOLOGY)
+        self.register_buffer("active", None)
         self._set_topology(crow_indices, col_indices)
+
+    @property
+    def used_values(self) -> Tensor:
+        """The stored weights, zero where they are not active. Differentiable, straight through."""
+        return active_only(self.values, self.active)
 
     @property
     def nnz(self) -> int:
@@ -95,8 +106,9 @@ class SparseLayer(nn.Module):
         return CsrTranspose(self.ccol_indices, self.row_indices, self.permutation)
 
     def to_dense(self) -> Tensor:
-        """Return the weight as a dense tensor of ``weight_shape``. Differentiable."""
-        dense = csr_to_dense(self.crow_indices, self.col_indices, self.values, self._matrix)
+        """Return the weight that the layer computes with, of ``weight_shape``. Differentiable."""
+        values = self.used_values
+        dense = csr_to_dense(self.crow_indices, self.col_indices, values, self._matrix)
         return dense.view(self.weight_shape)
 
     def update_topology(
@@ -118,7 +130,7 @@ class SparseLayer(nn.Module):
                 :func:`fullspectrum_ext.ops.smallest_magnitudes`.
             grow: Flat positions ``row * columns + column`` in the weight matrix, rising; int64. See
                 :func:`fullspectrum_ext.ops.dense_grad_topk`. A position may be among the dropped
-                ones: it is stored anew then.
+                ones: that weight stays as it is then.
             optimizer: The one that trains ``values``.
 
         Returns:
@@ -145,6 +157,8 @@ class SparseLayer(nn.Module):
         if optimizer is not None:
             carry_state(values, optimizer, update.source)
         self._set_topology(update.crow_indices, update.col_indices)
+        if self.active is not None:
+            self.active = carry(self.active, update.source, 1.0)
         set_values(values, carry(values.detach(), update.source))
         return update
 
@@ -266,6 +280,7 @@ class SparseLayer(nn.Module):
             self._set_topology(crow_indices.to(device), col_indices.to(device))
             if values.shape != self.values.shape:
                 set_values(self.values, self.values.new_empty(values.shape))
+            self.active = room_for_active(state_dict.get(prefix + "active"), self.values)
         super()._load_from_state_dict(
             state_dict,
             prefix,

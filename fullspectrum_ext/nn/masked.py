@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fullspectrum_ext import _checks, ops  # noqa: F401 (ops registers the operators)
+from fullspectrum_ext.nn.active import active_only, room_for_active
 
 
 def masked_weight(weight: Tensor, mask: Tensor) -> Tensor:
@@ -44,11 +45,29 @@ def _kept_masked(weight: Tensor, mask: Tensor) -> Tensor:
 
 
 class Masked(nn.Module):
-    """What the masked layers share: a mask as buffer for each weight, and zeros under it."""
+    """What the masked layers share: a mask as buffer for each weight, and zeros under it.
+
+    Where there is a buffer ``active`` too (Top-KAST sets it), the layer computes with those weights
+    only that it marks, and the others that the mask keeps are trained all the same.
+    """
 
     def mask_of(self, parameter: str) -> Tensor | None:
         """Return the mask of a parameter; None where it has none."""
         return self._buffers.get("mask" if parameter == "weight" else f"{parameter}_mask")
+
+    def active_of(self, parameter: str) -> Tensor | None:
+        """Return which weights of a parameter are active; None where all are."""
+        return self._buffers.get(_active_name(parameter))
+
+    def set_active(self, active: Tensor | None, parameter: str) -> None:
+        """Say which weights of a parameter are active; None: all."""
+        self.register_buffer(_active_name(parameter), active)
+
+    def used_weight(self, parameter: str) -> Tensor:
+        """Return a parameter as the layer computes with it, for one use."""
+        used = active_only(getattr(self, parameter), self.active_of(parameter))
+        mask = self.mask_of(parameter)
+        return used if mask is None else masked_weight(used, mask)
 
     @property
     def masks(self) -> dict[str, Tensor]:
@@ -83,6 +102,11 @@ class Masked(nn.Module):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         """Load, then zero whatever lies under the mask."""
+        state_dict, prefix = args[:2]
+        for name in self.masks:
+            if prefix + name in state_dict:
+                saved = state_dict.get(prefix + _active_name(name))
+                self.set_active(room_for_active(saved, self.get_parameter(name)), name)
         super()._load_from_state_dict(*args, **kwargs)
         self.zero_removed_()
 
@@ -127,7 +151,7 @@ class MaskedLinear(Masked, nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to ``x``, ``[..., in_features]``."""
-        return functional.linear(x, masked_weight(self.weight, self.mask), self.bias)
+        return functional.linear(x, self.used_weight("weight"), self.bias)
 
 
 class MaskedConv2d(Masked, nn.Conv2d):
@@ -170,7 +194,11 @@ class MaskedConv2d(Masked, nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to ``x``, ``[batch, in_channels, height, width]``."""
-        return self._conv_forward(x, masked_weight(self.weight, self.mask), self.bias)
+        return self._conv_forward(x, self.used_weight("weight"), self.bias)
+
+
+def _active_name(parameter: str) -> str:
+    return "active" if parameter == "weight" else f"{parameter}_active"
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fullspectrum_ext.nn.masked import Masked, masked_weight
+from fullspectrum_ext.nn.masked import Masked
 
 
 def recurrent_arguments(layer: nn.RNNBase) -> dict[str, Any]:
@@ -37,10 +37,10 @@ class _MaskedRecurrent(Masked, nn.RNNBase):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Apply the layer as torch's own does, with the same arguments."""
         self._update_flat_weights()  # before the views: torch would put the plain weights back
-        masks: dict[str, Tensor] = self.masks
+        masked = self.masks.keys()
         plain: list[Any] = self._flat_weights
         self._flat_weights = [
-            masked_weight(weight, masks[name]) if name in masks else weight
+            self.used_weight(name) if name in masked else weight
             for name, weight in zip(self._flat_weights_names, plain, strict=True)
         ]
         try:

@@ -156,7 +156,7 @@ class SparseConv2d(SparseLayer):
             padding = (0, 0)
         return sparse_conv2d(
             x,
-            self.values,
+            self.used_values,
             self.crow_indices,
             self.col_indices,
             self.kernel_size,

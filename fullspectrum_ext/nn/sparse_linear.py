@@ -69,7 +69,7 @@ class SparseLinear(SparseLayer):
         """Apply the layer to ``x``, ``[..., in_features]``."""
         return sparse_linear(
             x,
-            self.values,
+            self.used_values,
             self.crow_indices,
             self.col_indices,
             self.out_features,

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from fullspectrum_ext import _checks
+from fullspectrum_ext._layers import join
 from fullspectrum_ext.masks import as_mask
 from fullspectrum_ext.nn._sparse_layer import SparseLayer
 from fullspectrum_ext.nn.backend import (
@@ -206,6 +207,7 @@ def load_sparse_state_dict(model: Model, state_dict: Mapping[str, Any]) -> Model
             masks[name] = _mask_of(name, state_dict[key], weight, allow_empty=True)
             backends[name] = "masked"
             expected[key] = weight.shape
+    expected |= {key: None for name in masks if (key := _active_key(name, backends)) in state_dict}
     _check_keys(expected, state_dict)
     chosen = {name: (_layer_to_mask(model, name, uses), mask) for name, mask in masks.items()}
     model = _replace(model, _sparse_layers(chosen, backends))
@@ -400,6 +402,14 @@ def _masked_name(key: str) -> str:
     return f"{prefix}.{parameter}" if prefix else parameter
 
 
+def _active_key(name: str, backends: Mapping[str, str]) -> str:
+    """Return what a state_dict calls the mark of a weight's active entries, where it has one."""
+    place, _, parameter = name.rpartition(".")
+    if backends[name] == SPARSE or parameter == "weight":
+        return join(place, "active")
+    return f"{name}_active"
+
+
 def _sparse_layer(layer: Any, mask: Tensor, backend: str) -> nn.Module:
     is_conv2d = isinstance(layer, nn.Conv2d)
     if backend == MASKED:
@@ -422,7 +432,7 @@ def _dense_layer(layer: Any) -> nn.Module:
             plain = next(kind for kind in MASKED_RECURRENT if isinstance(layer, kind))
             dense = plain(**recurrent_arguments(layer))
             for name, parameter in layer.named_parameters():
-                setattr(dense, name, parameter)
+                setattr(dense, name, _plain(layer, name, parameter))
             return _like(layer, dense)
         if isinstance(layer, (SparseConv2d, MaskedConv2d)):
             dense = nn.Conv2d(
@@ -438,9 +448,17 @@ def _dense_layer(layer: Any) -> nn.Module:
         weight = layer.to_dense().detach()
         dense.weight = nn.Parameter(weight, requires_grad=layer.values.requires_grad)
     else:
-        dense.weight = layer.weight
+        dense.weight = _plain(layer, "weight", layer.weight)
     dense.bias = layer.bias
     return _like(layer, dense)
+
+
+def _plain(layer: Any, name: str, parameter: nn.Parameter) -> nn.Parameter:
+    """Return a parameter of a masked layer with nothing in it that the layer computes without."""
+    if layer.active_of(name) is None:
+        return parameter
+    weight = layer.used_weight(name).detach()
+    return nn.Parameter(weight, requires_grad=parameter.requires_grad)
 
 
 def _like(layer: nn.Module, replacement: nn.Module) -> nn.Module:

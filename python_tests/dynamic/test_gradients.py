@@ -103,7 +103,8 @@ class _Largest(TorchDispatchMode):
         return results
 
 
-@pytest.mark.parametrize("method", sorted(set(METHODS) - {"snfs"}))
+# snfs holds a dense momentum, topkast all weights in the host's memory, as the papers say
+@pytest.mark.parametrize("method", sorted(set(METHODS) - {"snfs", "topkast"}))
 def test_nothing_as_large_as_the_dense_weight_is_made(method):
     model = nn.Sequential(nn.Linear(512, 512))
     fs.sparsify(model, {"0.weight": torch.rand(512, 512) < 0.02}, backend="sparse")
@@ -166,25 +167,6 @@ def test_an_update_whose_gradients_overflow_is_left_out():
     scaler.step(optimizer)
     assert rigl.step()
     assert rigl.masks != before
-
-
-@pytest.mark.parametrize(("below", "count"), [(5, 0), (5, 5), (6, 2), (100, 7), (10_000, 1000)])
-def test_distinct_numbers(below, count):
-    generator = torch.Generator().manual_seed(0)
-    numbers = dynamic.layer.distinct(below, count, generator)
-    assert numbers.shape == (count,)
-    assert numbers.unique().equal(numbers)
-    assert all(0 <= number < below for number in numbers.tolist())
-
-
-def test_distinct_numbers_are_uniform():
-    generator = torch.Generator().manual_seed(0)
-    counts = torch.zeros(20)
-    for _ in range(4000):
-        counts[dynamic.layer.distinct(20, 4, generator)] += 1
-    # 800 each are expected, with a standard deviation of about 25
-    assert counts.sum() == 16000
-    assert (counts - 800).abs().max() < 110
 
 
 def test_random_places_are_all_those_that_are_free():

@@ -328,9 +328,74 @@ def test_guided_updates_take_the_largest_norm_of_what_set_draws(backend):
         (layer,) = dynamic.layer.dynamic_layers(other).values()
         drop = layer.smallest(layer.values.abs(), layer.nnz // 2)
         grow = layer.random_places(drop, drop.numel(), generator)
-        layer.change(*layer.net_change(drop, grow), sgd(other))
+        layer.change(drop, grow, sgd(other))
         norms.append(fs.full_spectrum(other).norm())
         masks.append(fs.MaskSet.from_model(other))
     assert len(set(norms)) == 5
     assert guided.masks == masks[norms.index(max(norms))]
     assert norms.index(max(norms)) > 0
+
+
+def grown_by_gradient(method, backend="sparse", **options):
+    """One update of a random layer, its dense gradient, and how many weights were kept."""
+    generator = torch.Generator().manual_seed(5)
+    weight = torch.randn(12, 15, generator=generator, dtype=torch.float64)
+    weight *= torch.rand(12, 15, generator=generator) < 0.4
+    x, grad = (torch.randn(7, size, generator=generator).tolist() for size in (15, 12))
+    model = linear(weight.tolist(), backend)
+    optimizer = sgd(model)
+    options = {"steps": 10, "every": 1, "fraction": 0.5, "anneal": "constant", **options}
+    found = fs.DynamicSparsity(model, optimizer, method, **options)
+    backward(model, x, grad)
+    optimizer.step()
+    found.step()
+    return model, weight, torch.tensor(grad).double().T @ torch.tensor(x).double()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("options", [{"candidates": 1}, {"pool": 1}])
+def test_guided_rigl_with_nothing_to_choose_from_is_rigl(options, backend):
+    plain, *_ = grown_by_gradient("rigl", backend)
+    guided, *_ = grown_by_gradient("rigl:ramanujan", backend, seed=1, **options)
+    assert weights(guided) == weights(plain)
+    assert mask(guided) == mask(plain)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_guided_rigl_takes_the_longest_coordinate_of_rigl_s_and_of_draws_from_its_pool(backend):
+    chosen = set()
+    for seed in range(6):
+        guided, weight, gradient = grown_by_gradient(
+            "rigl:ramanujan", backend, seed=seed, candidates=4, pool=3
+        )
+        # by hand: what stays, the pool from the largest gradient down, and the same draws
+        kept = weight.view(-1).nonzero().view(-1)
+        count = kept.numel() // 2
+        stays = kept[weight.view(-1)[kept].abs().argsort(descending=True)][: kept.numel() - count]
+        steepness = gradient.view(-1).abs()
+        steepness[stays] = -1
+        pool = steepness.argsort(descending=True)[: 3 * count]
+        generator, grown = torch.Generator().manual_seed(seed), [pool[:count]]
+        for _ in range(3):
+            of_pool = dynamic.layer.distinct(3 * count, count, generator)
+            grown.append(pool.sort().values[of_pool])
+        norms, masks = [], []
+        for places in grown:
+            candidate = torch.zeros_like(weight).view(-1)
+            candidate[torch.cat([stays, places])] = 1
+            values = {"0.weight": weight}
+            masks.append(fs.MaskSet({"0.weight": candidate.view(12, 15) != 0}))
+            norms.append(fs.full_spectrum(masks[-1], values).norm())
+        best = norms.index(max(norms))
+        assert fs.MaskSet.from_model(guided) == masks[best]
+        assert max(norms) >= norms[0]
+        chosen.add(best)
+    assert len(chosen) > 1
+
+
+def test_guided_rigl_takes_a_pool_no_larger_than_what_there_is():
+    model, weight, _ = grown_by_gradient("rigl:ramanujan", pool=100, seed=0)
+    assert fs.MaskSet.from_model(model).nnz == int((weight != 0).sum())
+    for option in ({"pool": 0}, {"candidates": 0}):
+        with pytest.raises(ValueError, match=f"{next(iter(option))}: expected"):
+            dynamic.RamanujanGuidedRigL(**option)

@@ -26,8 +26,7 @@ from fullspectrum_ext.pruning import methods
 BEFORE_TRAINING = [name for name in methods() if name != "pags"]
 BASES = ["random", "snip", "magnitude"]  # of each way in which candidates differ
 # of the methods that change the topology, one that draws and one that looks at gradients
-DYNAMIC = {"set:ramanujan", "itop", "itop:rigl", "snfs", "dsr", "mest", "mest:soft", "granet"}
-IN_TRAINING = [name for name in PROCEDURES if name not in DYNAMIC]
+IN_TRAINING = [*PROCEDURES, "set", "rigl"]
 METHODS = [*BEFORE_TRAINING, *(f"pags:{base}" for base in BASES), *IN_TRAINING, "dense"]
 METHODS += ["snip:warm"]
 # Masks made before training have no part in it: one of these methods stands for all.

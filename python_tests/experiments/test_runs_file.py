@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 
 import pytest
 from jobs import SMALL
@@ -35,8 +36,28 @@ def test_a_job_is_one_entry_a_run_with_one_method_and_one_seed(job):
             "validation_accuracy": [r["validation_accuracy"] for r in (first, second)],
             "coordinate_steps": first["coordinate_steps"] + second["coordinate_steps"],
             "coordinate_norms": first["coordinate_norms"] + second["coordinate_norms"],
+            "coordinate_means": first["coordinate_means"] + second["coordinate_means"],
+            "coordinate_layers": {
+                name: first["coordinate_layers"][name] + second["coordinate_layers"][name]
+                for name in ("fc1.weight", "fc2.weight", "fc3.weight")
+            },
         }
         assert len(entry["history"]["coordinate_steps"]) > 1
+
+
+def test_records_of_an_older_version_are_read_without_what_they_lack(job, tmp_path):
+    shutil.copytree(job, tmp_path / "old")
+    records = tmp_path / "old" / "records.jsonl"
+    lines = [json.loads(line) for line in records.read_text().splitlines()]
+    for line in lines[::2]:  # the first epoch of each run
+        for key in ("coordinate_means", "coordinate_layers"):
+            del line[key]
+    records.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    for entry, whole in zip(read_runs(tmp_path / "old"), read_runs(job), strict=True):
+        for key in ("coordinate_means", "coordinate_layers"):
+            del whole["history"][key]
+        assert entry == whole
 
 
 def test_files_and_folders_of_sweeps_are_read_as_written(job, tmp_path):

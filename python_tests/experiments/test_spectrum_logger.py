@@ -17,7 +17,7 @@ from fullspectrum_ext.experiments.summary import draw_figure
 from fullspectrum_ext.spectral import full_spectrum
 
 LOGGED = dataclasses.replace(SMALL, coordinate_every=2)
-ADDED = ("coordinate_steps", "coordinates", "coordinate_norms")
+ADDED = ("coordinate_steps", "coordinate_means", "coordinate_norms", "coordinate_layers")
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +40,26 @@ def test_what_it_measures_when():
     record = logger.take()
     after = full_spectrum(model, flavor="iclr")
     assert record["coordinate_steps"] == [6, 9]
-    assert record["coordinates"] == [before.vector.tolist(), after.vector.tolist()]
+    assert record["coordinate_means"] == [before.vector.tolist(), after.vector.tolist()]
     assert record["coordinate_norms"] == [before.norm(), after.norm()]
+    for name, values in record["coordinate_layers"].items():
+        own = [spectrum.layers[name].vector.tolist() for spectrum in (before, after)]
+        assert values == [pytest.approx(vector, rel=5e-6) for vector in own]
+    assert list(record["coordinate_layers"]) == list(before.layers)
     assert 0 < record["coordinate_seconds"] < 60
     assert logger.take()["coordinate_seconds"] == 0
     logger.close()
+
+
+def test_it_begins_where_training_does():
+    model = networks.mlp()
+    before = full_spectrum(model)
+    logger = SpectrumLogger(model, every=5)
+    nn.init.zeros_(model[0].weight)
+    record = logger.take()
+    assert record["coordinate_steps"] == [0]
+    assert record["coordinate_means"] == [before.vector.tolist()]
+    assert SpectrumLogger(model, every=5, steps=5).take()["coordinate_steps"] == []
 
 
 def test_training_is_the_same_bit_for_bit_with_it_and_without(logged, tmp_path):
@@ -70,7 +85,7 @@ def test_the_records_hold_each_measurement_once(logged):
         own = [r for r in lines if (r["method"], r["seed"]) == (run["method"], run["seed"])]
         steps = [step for line in own for step in line["coordinate_steps"]]
         norms = [norm for line in own for norm in line["coordinate_norms"]]
-        assert steps[:2] == [2, 4]
+        assert steps[:2] == [0, 2]
         assert len(norms) == len(steps)
         assert [b - a for a, b in zip(steps, steps[1:], strict=False)] == [2] * (len(steps) - 1)
         assert norms[-1] == pytest.approx(run["norm_after"], rel=0.05)
@@ -150,7 +165,8 @@ def test_tensorboard_gets_each_coordinate(tmp_path, monkeypatch):
     assert "coordinate/ramanujan_gap" in names
     assert "coordinate/seconds" in names
     assert writer.folder == str(folder.tensorboard("snip", 0))
-    assert writer.purge_step == 1
+    assert "ramanujan_gap/fc1.weight" in names
+    assert writer.purge_step == 0  # all of it, where training begins anew
     assert not writer.is_open
 
 

@@ -16,7 +16,14 @@ from fullspectrum_ext.experiments.report.content import (
     Text,
 )
 from fullspectrum_ext.experiments.report.figures import percent
-from fullspectrum_ext.experiments.report.names import IMP, has_larger_norm, kin, rivals
+from fullspectrum_ext.experiments.report.names import (
+    IMP,
+    has_larger_norm,
+    is_dynamic,
+    is_guided,
+    kin,
+    rivals,
+)
 from fullspectrum_ext.experiments.report.statistics import PairedTest, holm, paired_test
 from fullspectrum_ext.experiments.report.study import Panel, Run, Study
 from fullspectrum_ext.experiments.report.words import (
@@ -34,7 +41,8 @@ _ROUNDING = 1e-6  # of a norm: what two computations of one may differ by
 _METHOD = (
     "Runs of the same seed share initial weights and the order of the data, so methods are "
     "compared seed by seed. PAGS is compared with its base; what starts from warm weights with its "
-    "counterpart that does too (the cold one where there is none) and with imp."
+    "counterpart that does too (the cold one where there is none) and with imp; what changes the "
+    "topology with the fixed masks that it begins with, and with the same without guidance."
 )
 
 
@@ -66,13 +74,21 @@ class Comparison:
 
 _KINDS: dict[str, Callable[[Comparison], bool]] = {
     "PAGS with layer counts kept, against its base": lambda c: has_larger_norm(c.method),
-    "PAGS with drift, against its base": lambda c: kin(c.method).flags == ("drift",),
+    "PAGS with drift, against its base": lambda c: (
+        kin(c.method).flags == ("drift",) and not is_dynamic(c.method)
+    ),
     "What starts warm, against imp": lambda c: c.rival == IMP,
+    "Changing topologies, against the masks they begin with": lambda c: (
+        is_dynamic(c.method) and not is_dynamic(c.rival)
+    ),
+    "Guided updates of the topology, against unguided ones": lambda c: (
+        is_guided(c.method) and is_dynamic(c.rival)
+    ),
 }
 
 
 def compare(panel: Panel) -> list[Comparison]:
-    """Compare what a panel has of PAGS and warm starts with its rivals.
+    """Compare what a panel has of PAGS, warm starts and changing topologies with its rivals.
 
     Args:
         panel: The runs.
