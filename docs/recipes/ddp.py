@@ -27,6 +27,8 @@ def main(path: Path) -> None:
     dist.init_process_group("nccl" if on_gpu else "gloo")
     rank, size = dist.get_rank(), dist.get_world_size()
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(device)
     digits = load_digits()
     inputs = torch.tensor(digits.data, dtype=torch.float32, device=device) / 16
     targets = torch.tensor(digits.target, device=device)
