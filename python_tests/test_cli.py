@@ -80,9 +80,20 @@ def test_settings_are_shown_as_toml_that_can_be_read_back(tmp_path):
     assert again.output == shown.output
 
 
+def test_a_dynamic_method_goes_on_from_the_methods_named():
+    dynamic = ["--methods", "snip,pags:erk", "--dynamic", "rigl", "--update-every", "50"]
+    shown = CliRunner().invoke(app, ["train", "--show-config", *dynamic]).output
+    assert 'methods = ["snip+rigl", "pags:erk+rigl"]' in shown
+    assert "update_every = 50" in shown
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (
+            ["train", "--dynamic", "rigl", "--methods", "dense"],
+            r"error: method: .* for rigl to go on from its masks, got 'dense\+rigl'",
+        ),
         (
             ["train", "--sparsity", "1.5"],
             r"error: sparsity: expected a fraction in \[0, 1\), got 1.5",

@@ -11,7 +11,7 @@ from fullspectrum_ext import cli
 from fullspectrum_ext.experiments import RunFolder, load_config, train
 
 SETTINGS = """
-methods = ["gmp", "imp", "probmask", "kstarts"]
+methods = ["gmp", "imp", "probmask", "kstarts", "snip+rigl"]
 seeds = [0]
 epochs = 3
 rewind_epoch = 0
@@ -19,8 +19,8 @@ sparsity = 0.3
 batch_size = 256
 threads = 1
 """
-# gmp 1 to 3, imp 4 to 12 in three stages, probmask 13 to 15, kstarts 16 to 18
-MOMENTS = [2, 8, 14, 16]
+# gmp 1 to 3, imp 4 to 12 in three stages, probmask 13 to 15, kstarts 16 to 18, snip+rigl 19 to 21
+MOMENTS = [2, 8, 14, 16, 19]
 
 
 def test_a_command_killed_in_every_method_ends_with_the_same_records(tmp_path, monkeypatch):

@@ -1,7 +1,8 @@
 """The section on how the coordinate moves while networks train."""
 
 from fullspectrum_ext.experiments.report.content import Block, Figure, Heading, Section
-from fullspectrum_ext.experiments.report.figures import draw_trajectories, draw_ways, trajectories
+from fullspectrum_ext.experiments.report.courses import draw_trajectories, trajectories
+from fullspectrum_ext.experiments.report.figures import draw_ways
 from fullspectrum_ext.experiments.report.study import Study
 
 

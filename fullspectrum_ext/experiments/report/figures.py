@@ -10,7 +10,7 @@ from fullspectrum_ext.experiments.report.names import DENSE, kin
 from fullspectrum_ext.experiments.report.study import Panel
 from fullspectrum_ext.experiments.report.svg import FAINT, INK, PAPER, drawing
 
-_WIDTH = 9.6  # inches
+WIDTH = 9.6  # inches
 # Read on white and on near-black; families of methods take them in turn.
 _COLOURS = (
     "#2f7fd6", "#e07a1f", "#2f9e5f", "#d34a55", "#8d6cd0", "#a5754f",
@@ -30,7 +30,6 @@ _VARIANTS: tuple[tuple[str, Any], ...] = (
 )
 _LEVELS = ("#3f6fb5", "#2a9aa0", "#58b368", "#c2a321", "#e0792b", "#d14b6b")  # of sparsity
 _MARKERS = "o^sDvPX"
-_MOST_STEPS = 150  # of a trajectory: more cannot be seen
 
 
 @dataclass(frozen=True)
@@ -72,6 +71,11 @@ def percent(sparsity: float) -> str:
     return f"{round(100 * sparsity, 6):g}\N{NO-BREAK SPACE}%"
 
 
+def short_name(layer: str) -> str:
+    """A layer by the name of its weight, without that word."""
+    return layer.removesuffix(".weight")
+
+
 def draw_accuracy(panel: Panel) -> str:
     """Draw accuracy against sparsity, mean and standard deviation over seeds."""
     looks = styles(panel.methods)
@@ -103,10 +107,10 @@ def draw_accuracy(panel: Panel) -> str:
         axis.set_xticks(list(places.values()), [percent(s) for s in places])
         axis.set(xlabel="sparsity", ylabel="test accuracy, %")
         axis.grid(visible=False, axis="x")
-        _legend(figure, axis)
+        legend(figure, axis)
 
     height = max(4.2, 0.9 + 0.19 * len(panel.methods))
-    return drawing(f"accuracy-{panel.key}", draw, width=_WIDTH, height=height, rows=1, columns=1)
+    return drawing(f"accuracy-{panel.key}", draw, width=WIDTH, height=height, rows=1, columns=1)
 
 
 def draw_seeds(panel: Panel) -> str:
@@ -124,53 +128,7 @@ def draw_seeds(panel: Panel) -> str:
             axis.set_xlabel("test accuracy, %")
 
     height = 0.9 + 0.2 * len(panel.methods)
-    return _panels(f"seeds-{panel.key}", draw, len(panel.sparsities), columns=4, height=height)
-
-
-Trajectory = Sequence[tuple[int, Sequence[float]]]  # steps, and the norms of the seeds there
-
-
-def trajectories(panel: Panel, sparsity: float) -> Mapping[str, Trajectory]:
-    """Collect the norms that were measured during training.
-
-    Args:
-        panel: The runs.
-        sparsity: Of those looked at.
-
-    Returns:
-        Method to steps and norms; methods without any are left out.
-    """
-    found: dict[str, Trajectory] = {}
-    for method in panel.methods:
-        norms: dict[int, list[float]] = {}
-        for run in panel.cell(method, sparsity):
-            steps, values = (run.history.get(f"coordinate_{k}", ()) for k in ("steps", "norms"))
-            for step, norm in zip(steps, values, strict=True):
-                norms.setdefault(int(step), []).append(float(norm))
-        if norms:
-            found[method] = sorted(norms.items())
-    return found
-
-
-def draw_trajectories(panel: Panel, measured: Mapping[float, Mapping[str, Trajectory]]) -> str:
-    """Draw the norm over the optimizer's steps: mean, and a band of all seeds."""
-    looks = styles(panel.methods)
-
-    def draw(figure: Any, axes: Any) -> None:
-        for axis, (sparsity, methods) in zip(
-            _used(axes, len(measured)), measured.items(), strict=True
-        ):
-            for method, points in methods.items():
-                thin = points[:: max(1, len(points) // _MOST_STEPS)]
-                steps, look = [step for step, _ in thin], looks[method]
-                means = [statistics.fmean(norms) for _, norms in thin]
-                low, high = [min(norms) for _, norms in thin], [max(norms) for _, norms in thin]
-                axis.plot(steps, means, color=look.color, linestyle=look.line, lw=1.3, label=method)
-                axis.fill_between(steps, low, high, color=look.color, alpha=0.13, linewidth=0)
-            axis.set(title=f"sparsity {percent(sparsity)}", xlabel="optimizer step", ylabel="norm")
-        _legend(figure, *axes.flat)
-
-    return _panels(f"trajectories-{panel.key}", draw, len(measured), columns=2, height=3.1)
+    return panels(f"seeds-{panel.key}", draw, len(panel.sparsities), columns=4, height=height)
 
 
 def draw_ways(panel: Panel) -> str:
@@ -192,7 +150,7 @@ def draw_ways(panel: Panel) -> str:
             axis.set_xlabel("norm")
 
     height = 0.9 + 0.2 * len(panel.methods)
-    return _panels(f"norms-{panel.key}", draw, len(panel.sparsities), columns=4, height=height)
+    return panels(f"norms-{panel.key}", draw, len(panel.sparsities), columns=4, height=height)
 
 
 @dataclass(frozen=True)
@@ -233,37 +191,38 @@ def draw_clouds(panel: Panel, clouds: Sequence[Cloud]) -> str:
                     axis.axvline(0, color=FAINT, linewidth=1.6, zorder=0.9)
             axes[0, column].set(title=cloud.title)
             axes[-1, column].set(xlabel=f"{cloud.title}, residual")
-        _legend(figure, axes[0, 0], title="sparsity")
+        legend(figure, axes[0, 0], title="sparsity")
 
     rows, columns = len(clouds[0].points), len(clouds)
     name = f"prediction-{panel.key}"
-    return drawing(name, draw, width=_WIDTH, height=2.7 * rows, rows=rows, columns=columns)
+    return drawing(name, draw, width=WIDTH, height=2.7 * rows, rows=rows, columns=columns)
 
 
-def _panels(name: str, draw: Any, count: int, *, columns: int, height: float) -> str:
+def panels(name: str, draw: Any, count: int, *, columns: int, height: float) -> str:
+    """Draw so many panels, side by side and below each other."""
     columns = min(columns, count)
     rows = math.ceil(count / columns)
-    width = _WIDTH if columns > 1 else 0.75 * _WIDTH
+    width = WIDTH if columns > 1 else 0.75 * WIDTH
     return drawing(name, draw, width=width, height=height * rows, rows=rows, columns=columns)
 
 
 def _by_sparsity(panel: Panel, axes: Any) -> Iterator[tuple[Any, float]]:
     """Panels with a row for each method; what is drawn comes between this and its next one."""
-    for axis, sparsity in zip(_used(axes, len(panel.sparsities)), panel.sparsities, strict=True):
+    for axis, sparsity in zip(used(axes, len(panel.sparsities)), panel.sparsities, strict=True):
         yield axis, sparsity
         axis.set(title=f"sparsity {percent(sparsity)}", ylim=(len(panel.methods) - 0.4, -0.6))
         axis.set_yticks(range(len(panel.methods)), panel.methods)
         axis.tick_params(labelleft=axis.get_subplotspec().is_first_col())
 
 
-def _used(axes: Any, count: int) -> list[Any]:
+def used(axes: Any, count: int) -> list[Any]:
     """The first panels; the rest is made invisible."""
     for axis in axes.flat[count:]:
         axis.set_visible(False)
     return list(axes.flat[:count])
 
 
-def _legend(figure: Any, *axes: Any, title: str | None = None) -> None:
+def legend(figure: Any, *axes: Any, title: str | None = None) -> None:
     """One legend for all panels, right of them."""
     handles: dict[str, Any] = {}
     for axis in axes:

@@ -17,6 +17,7 @@ from fullspectrum_ext.experiments.report.significance import significance
 from fullspectrum_ext.experiments.report.statistics import require_scipy
 from fullspectrum_ext.experiments.report.study import Study
 from fullspectrum_ext.experiments.report.svg import in_file
+from fullspectrum_ext.experiments.report.topology import topology
 from fullspectrum_ext.experiments.report.words import many
 
 _FIGURES = "report-figures"
@@ -41,6 +42,7 @@ def make_page(study: Study) -> Page:
         significance(study),
         prediction(study),
         coordinates(study),
+        topology(study),
         support(study),
         cost(study),
     ]

@@ -26,7 +26,7 @@ class Run:
     config: Mapping[str, Any]
     environment: Mapping[str, Any]
     figures: Mapping[str, Any]
-    history: Mapping[str, Sequence[Any]]
+    history: Mapping[str, Any]
 
     @property
     def method(self) -> str:
