@@ -398,6 +398,18 @@ def test_granet_begins_in_the_epoch_asked_for(method):
     assert counts[29:] == [round(0.1 * total)] * 11
 
 
+def test_pruning_more_between_goes_by_the_schedule():
+    optimizer, mask, loader = granet_masking(model := network(), "--method GMP --init-density 1")
+    counts = []
+    for batch in loader:
+        train(model, optimizer, [batch], mask)
+        counts.append(mask.masks.nnz)
+        mask.truncate_weights()
+        assert mask.masks.nnz == counts[-1]  # what is due is there already
+    changed = [step for step in range(2, 11) if counts[step - 1] != counts[step - 2]]
+    assert changed == [3, 6, 9]
+
+
 def test_granet_keeps_the_first_layer_dense():
     class Net(nn.Module):
         def __init__(self):
