@@ -519,7 +519,8 @@ SIGNATURES = {
         "threshold=0.001 args=None"
     ),
     itop.Masking.add_module: "module density sparse_init='ER'",
-    itop.CosineDecay: "prune_rate T_max eta_min=0.005 last_epoch=-1",
+    itop.CosineDecay: "death_rate T_max eta_min=0.005 last_epoch=-1",
+    granet.CosineDecay: "prune_rate T_max eta_min=0.005 last_epoch=-1",
     itop.LinearDecay: "death_rate factor=0.99 frequency=600",
     granet.Masking: (
         "optimizer prune_rate=0.3 growth_death_ratio=1.0 prune_rate_decay=None "
