@@ -9,9 +9,10 @@
 
 namespace fullspectrum {
 
-// Places where nothing is stored, drawn by their ranks among all such places. Ranks are drawn in
-// buckets of kBucket: first how many of each bucket, then which, each bucket with random numbers of
-// its own. So buckets may be worked on in any order, and every device draws the same.
+// Places where nothing is stored, drawn by their ranks among all such places: a free place stands
+// as many places behind its rank as entries are stored before it. Ranks are drawn in buckets of
+// kBucket: first how many of each bucket, then which, each bucket with random numbers of its own.
+// So buckets may be worked on in any order, and every device draws the same.
 constexpr int kBucketBits = 12;
 constexpr int64_t kBucket = int64_t{1} << kBucketBits;
 constexpr int64_t kBucketWords = kBucket / 64;
@@ -99,17 +100,16 @@ constexpr int64_t row_of_rank(const CsrView<index_t>& csr, int64_t rank) {
   return begin;
 }
 
-// The number of stored entries before the free place of this rank, in all rows.
+// The number of stored entries before the free place of this rank, in all rows. The search takes
+// as many steps for all ranks of a row, and no branch depends on where it goes.
 template <typename index_t>
 constexpr int64_t stored_before_rank(const CsrView<index_t>& csr, int64_t row, int64_t rank) {
-  int64_t begin = csr.crow_indices[row], end = csr.crow_indices[row + 1];
-  while (begin < end) {
-    const int64_t middle = (begin + end) / 2;
-    if (row * csr.cols + csr.col_indices[middle] - middle <= rank) {
-      begin = middle + 1;
-    } else {
-      end = middle;
-    }
+  int64_t begin = csr.crow_indices[row];
+  const int64_t first = row * csr.cols;
+  for (int64_t size = csr.crow_indices[row + 1] - begin; size > 0;) {
+    const int64_t half = (size + 1) / 2, last = begin + half - 1;
+    begin += half * (first + csr.col_indices[last] - last <= rank);
+    size -= half;
   }
   return begin;
 }
