@@ -100,16 +100,17 @@ constexpr int64_t row_of_rank(const CsrView<index_t>& csr, int64_t rank) {
   return begin;
 }
 
-// The number of stored entries before the free place of this rank, in all rows. The search takes
-// as many steps for all ranks of a row, and no branch depends on where it goes.
+// The number of stored entries before the free place of this rank, in all rows.
 template <typename index_t>
 constexpr int64_t stored_before_rank(const CsrView<index_t>& csr, int64_t row, int64_t rank) {
-  int64_t begin = csr.crow_indices[row];
-  const int64_t first = row * csr.cols;
-  for (int64_t size = csr.crow_indices[row + 1] - begin; size > 0;) {
-    const int64_t half = (size + 1) / 2, last = begin + half - 1;
-    begin += half * (first + csr.col_indices[last] - last <= rank);
-    size -= half;
+  int64_t begin = csr.crow_indices[row], end = csr.crow_indices[row + 1];
+  while (begin < end) {
+    const int64_t middle = (begin + end) / 2;
+    if (row * csr.cols + csr.col_indices[middle] - middle <= rank) {
+      begin = middle + 1;
+    } else {
+      end = middle;
+    }
   }
   return begin;
 }

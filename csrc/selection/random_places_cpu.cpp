@@ -19,6 +19,7 @@ constexpr const char* kOp = "random_places";
 // Buckets that are worth a thread.
 constexpr int64_t kGrain = 64;
 
+// Walks through ranks and stored entries together.
 template <typename index_t>
 void write_places(
     const CsrView<index_t>& csr,
@@ -27,6 +28,7 @@ void write_places(
 ) {
   parallel_for(0, drawn.buckets(), kGrain, [&](int64_t begin, int64_t end) {
     int64_t row = row_of_rank(csr, begin * kBucket);
+    int64_t stored = stored_before_rank(csr, row, begin * kBucket);
     int64_t out = drawn.first[begin];
     for (int64_t bucket = begin; bucket < end; ++bucket) {
       const int64_t first = bucket * kBucket;
@@ -42,9 +44,13 @@ void write_places(
         for (uint64_t bits = words[word]; bits != 0; bits &= bits - 1) {
           const int64_t rank = first + 64 * word + __builtin_ctzll(bits);
           while ((row + 1) * csr.cols - csr.crow_indices[row + 1] <= rank) {
-            ++row;
+            stored = csr.crow_indices[++row];
           }
-          places[out++] = rank + stored_before_rank(csr, row, rank);
+          const int64_t row_end = csr.crow_indices[row + 1];
+          while (stored < row_end && row * csr.cols + csr.col_indices[stored] - stored <= rank) {
+            ++stored;
+          }
+          places[out++] = rank + stored;
         }
       }
     }
