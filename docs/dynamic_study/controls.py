@@ -2,16 +2,15 @@
 
     python docs/dynamic_study/controls.py runs/dynamic_study > docs/dynamic_study/controls.jsonl
 
-The steps from the first topology with its initial weights to the last one with the trained weights:
-
-* start: the first topology, the initial weights;
+* start: the first topology, with the initial weights;
 * random: as many edges a layer as the last topology, anywhere, with its weights in any order;
 * rewired: the degrees of the last topology, of every output and every tap, otherwise at random
   (Strona et al., Nature Communications 2014), with its weights in any order;
-* end: the last topology with its weights.
+* end: the last topology, with its weights.
 
-So random less start is what larger weights do, rewired less random what uneven degrees do, and end
-less rewired what is left: the wiring itself, and which weights are where.
+Rewired less random is what uneven degrees do; end less rewired what is left, the wiring itself and
+which weight is where. Random less start is what the growth of the weights does, where the first
+topology was a random one too.
 """
 
 import json

@@ -27,12 +27,7 @@ PAIRS = (
     ("snip+set", "snip"),
     ("snip+rigl", "snip"),
 )
-STEPS = (
-    ("in all", "end", "start"),
-    ("weights", "random", "start"),
-    ("degrees", "rewired", "random"),
-    ("wiring", "end", "rewired"),
-)
+STEPS = (("end", "start"), ("random", "start"), ("rewired", "random"), ("end", "rewired"))
 
 Line = dict[str, Any]
 Runs = dict[str, dict[int, Line]]  # method, seed
@@ -52,12 +47,17 @@ def lines(folder: Path) -> dict[tuple[str, float], tuple[Runs, Runs]]:
     return found
 
 
-def said(differences: Sequence[float], digits: int = 2) -> str:
+def number(value: float) -> str:
+    """Two digits with a sign."""
+    return f"{value:+.2f}".replace("-", "−")
+
+
+def said(differences: Sequence[float]) -> str:
     """A mean with its interval; bold where that leaves 0 out."""
     test = paired_test(differences)
     if math.isnan(test.low):  # of one seed, or all the same
-        return f"{test.mean:+.{digits}f}"
-    text = f"{test.mean:+.{digits}f} [{test.low:+.{digits}f}, {test.high:+.{digits}f}]"
+        return number(test.mean)
+    text = f"{number(test.mean)} [{number(test.low)}, {number(test.high)}]"
     return f"**{text}**" if test.low > 0 or test.high < 0 else text
 
 
@@ -114,21 +114,43 @@ def accuracies(panels: dict[tuple[str, float], tuple[Runs, Runs]]) -> None:
     table(head, ([f"{a} − {b}", *(difference(place, a, b) for place in places)] for a, b in known))
 
 
-def changes(name: str, runs: Runs, figure: Callable[[str, int], Callable[[Line], float]]) -> None:
+def changes(name: str, runs: Runs) -> None:
     """Print what became of each measure, and how much of it is due to what."""
 
     def row(measure: int, method: str) -> list[str]:
         own = runs[method].values()
-        begin = statistics.fmean(figure("start", measure)(line) for line in own)
+        begin = statistics.fmean(map(mean_of("start", measure), own))
         cells = []
-        for _, to, start in STEPS:
-            ends, begins = figure(to, measure), figure(start, measure)
+        for to, start in STEPS:
+            ends, begins = mean_of(to, measure), mean_of(start, measure)
             cells.append(said([ends(line) - begins(line) for line in own]))
-        return [MEASURES[measure], method, f"{begin:+.2f}", *cells]
+        return [MEASURES[measure], method, number(begin), *cells]
 
     print(f"{name}\n")
-    head = ("measure", "method", "at the start", *(title for title, *_ in STEPS))
+    head = ("measure", "method", "start", *(f"{to} − {start}" for to, start in STEPS))
     table(head, (row(measure, method) for measure in range(len(MEASURES)) for method in runs))
+
+
+def layers(name: str, runs: Runs) -> None:
+    """Print the same of each layer, from the start to the end."""
+
+    def rows() -> Iterator[list[str]]:
+        for layer in next(iter(runs["erk"].values()))["start"]:
+            for method, of_seed in runs.items():
+                cells = []
+                for measure in range(len(MEASURES)):
+                    begins, ends = (
+                        of_layer("start", measure, layer),
+                        of_layer("end", measure, layer),
+                    )
+                    begin = statistics.fmean(map(begins, of_seed.values()))
+                    change = said([ends(line) - begins(line) for line in of_seed.values()])
+                    cells += [number(begin), change]
+                yield [layer, method, *cells]
+
+    print(f"{name}\n")
+    titles = [title for measure in MEASURES for title in (measure, "end − start")]
+    table(("layer", "method", *titles), rows())
 
 
 def guidance(panels: dict[tuple[str, float], tuple[Runs, Runs]]) -> None:
@@ -165,7 +187,7 @@ def courses(panels: dict[tuple[str, float], tuple[Runs, Runs]]) -> None:
                         f"{sparsity:.0%}",
                         method,
                         MEASURES[measure],
-                        *(f"{value:+.2f}" for value in values),
+                        *map(number, values),
                     ]
 
     steps = next(iter(next(iter(panels.values()))[0]["erk"].values()))["history"][
@@ -194,19 +216,14 @@ def study(title: str, folder: Path) -> None:
     accuracies(panels)
     print("## Each measure from the start to the end, mean over the layers\n")
     for (model, sparsity), (_, runs) in pruned.items():
-        changes(f"**{model}, {sparsity:.0%}**", runs, mean_of)
+        changes(f"**{model}, {sparsity:.0%}**", runs)
     print("## Guided and unguided, at the end\n")
     guidance(pruned)
     print("## Over time, mean over seeds and layers\n")
     courses(pruned)
     print("## Layer by layer\n")
     for (model, sparsity), (_, runs) in pruned.items():
-        for layer in next(iter(runs["erk"].values()))["start"]:
-            changes(
-                f"**{model}, {sparsity:.0%}, {layer}**",
-                runs,
-                lambda kind, measure, layer=layer: of_layer(kind, measure, layer),
-            )
+        layers(f"**{model}, {sparsity:.0%}**", runs)
 
 
 if __name__ == "__main__":
