@@ -131,6 +131,26 @@ def changes(name: str, runs: Runs) -> None:
     table(head, (row(measure, method) for measure in range(len(MEASURES)) for method in runs))
 
 
+def summary(panels: dict[tuple[str, float], tuple[Runs, Runs]]) -> None:
+    """Print in how many panels a measure rose and fell, by intervals that leave 0 out."""
+
+    def row(measure: int, method: str) -> list[str]:
+        cells = []
+        for to, start in STEPS:
+            ends, begins = mean_of(to, measure), mean_of(start, measure)
+            tests = [
+                paired_test([ends(line) - begins(line) for line in runs[method].values()])
+                for _, runs in panels.values()
+            ]
+            rose, fell = sum(test.low > 0 for test in tests), sum(test.high < 0 for test in tests)
+            cells.append(f"{rose} up, {fell} down" if rose or fell else "none")
+        return [MEASURES[measure], method, *cells]
+
+    methods = next(iter(panels.values()))[1]
+    head = (f"of {len(panels)}", "method", *(f"{to} − {start}" for to, start in STEPS))
+    table(head, (row(measure, method) for measure in range(len(MEASURES)) for method in methods))
+
+
 def layers(name: str, runs: Runs) -> None:
     """Print the same of each layer, from the start to the end."""
 
@@ -218,7 +238,7 @@ def degrees(panels: dict[tuple[str, float], tuple[Runs, Runs]]) -> None:
             "method",
             "variation of degrees",
             "units without a weight",
-            "layers of a gap ≥ 0",
+            "layers of a gap > 0",
         ),
         rows(),
     )
@@ -239,7 +259,7 @@ def _degrees(entry: Line) -> list[float]:
         every = [degree for side in sides for degree in side]
         figures.append(every.count(0) / len(every))
     gaps = entry["history"]["coordinate_layers"].values()
-    kept = [statistics.fmean(gap[at][0] >= 0 for gap in gaps) for at in (0, -1)]
+    kept = [statistics.fmean(gap[at][0] > 0 for gap in gaps) for at in (0, -1)]
     return [figures[0], figures[2], figures[1], figures[3], *kept]
 
 
@@ -259,6 +279,7 @@ def study(title: str, folder: Path) -> None:
     )
     accuracies(panels)
     print("## Each measure from the start to the end, mean over the layers\n")
+    summary(pruned)
     for (model, sparsity), (_, runs) in pruned.items():
         changes(f"**{model}, {sparsity:.0%}**", runs)
     print("## Guided and unguided, at the end\n")
