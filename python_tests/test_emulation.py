@@ -49,6 +49,7 @@ def test_the_emulator_runs_every_kernel():
         ops.subgraph_singular_values(*layer, subgraphs)
         grow = ops.dense_grad_topk(torch.ones(5, 40), x, crow_indices, col_indices, 7).positions
         ops.csr_transpose(crow_indices, col_indices, 30)
+        ops.random_places(crow_indices, col_indices, 30, 7, seed=0)
         ops.topk_topologies([x], [3])
         ops.project_scores_([torch.randn(9)], 2.0)
         ops.topology_update(crow_indices, col_indices, torch.tensor([0]), grow, 30)

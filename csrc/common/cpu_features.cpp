@@ -14,7 +14,7 @@ Isa best_isa() {
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   if (avx2 && avx512) {
-    return Isa::avx512;
+    return __builtin_cpu_supports("avx512vnni") ? Isa::avx512_vnni : Isa::avx512;
   }
   if (avx2) {
     return Isa::avx2;
@@ -26,7 +26,7 @@ Isa best_isa() {
 Isa chosen_isa() {
   const Isa best = best_isa();
   const char* wanted = std::getenv("FULLSPECTRUM_ISA");
-  for (const Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512}) {
+  for (const Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512, Isa::avx512_vnni}) {
     if (wanted != nullptr && isa <= best && std::strcmp(wanted, isa_name(isa)) == 0) {
       return isa;
     }
@@ -43,6 +43,8 @@ Isa active_isa() {
 
 const char* isa_name(Isa isa) {
   switch (isa) {
+    case Isa::avx512_vnni:
+      return "avx512_vnni";
     case Isa::avx512:
       return "avx512";
     case Isa::avx2:

@@ -21,8 +21,14 @@ constexpr const char* kOp = "csr_transpose";
 // Entries that are worth a thread.
 constexpr int64_t kGrain = int64_t{1} << 15;
 
-// A counting sort by column, O(nnz + cols): each part of the rows counts its entries by column,
-// which says where the part's entries of each column go. Any number of parts gives the same order.
+// Columns that are written to at a time: so many lines stay in the nearest cache.
+constexpr int64_t kColumnsAtOnce = 256;
+// Entries that a row has at least for each of these blocks, on average.
+constexpr int64_t kEntriesAtOnce = 8;
+
+// A counting sort by column: each part of the rows counts its entries by column, which says where
+// the part's entries of each column go. Any number of parts gives the same order. Entries are moved
+// one block of columns after the other.
 template <typename index_t>
 void transpose(
     const CsrView<index_t>& csr,
@@ -60,14 +66,23 @@ void transpose(
     }
   }
   ccol[csr.cols] = sum;
+  const int64_t most_blocks = csr.nnz / (kEntriesAtOnce * csr.rows + 1);
+  const int64_t blocks = std::max<int64_t>(std::min(csr.cols / kColumnsAtOnce, most_blocks), 1);
   parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
     for (int64_t part = begin; part < end; ++part) {
       index_t* place = next.data() + part * csr.cols;
-      for (int64_t row = first_row[part]; row < first_row[part + 1]; ++row) {
-        for (int64_t p = csr.crow_indices[row]; p < csr.crow_indices[row + 1]; ++p) {
-          const index_t at = place[csr.col_indices[p]]++;
-          row_index[at] = static_cast<index_t>(row);
-          permutation[at] = static_cast<index_t>(p);
+      const int64_t first = first_row[part], end = first_row[part + 1];
+      std::vector<index_t> next_of_row(csr.crow_indices + first, csr.crow_indices + end);
+      for (int64_t block = 1; block <= blocks; ++block) {
+        const int64_t block_end = csr.cols * block / blocks;
+        for (int64_t row = first; row < end; ++row) {
+          index_t p = next_of_row[row - first];
+          for (; p < csr.crow_indices[row + 1] && csr.col_indices[p] < block_end; ++p) {
+            const index_t at = place[csr.col_indices[p]]++;
+            row_index[at] = static_cast<index_t>(row);
+            permutation[at] = p;
+          }
+          next_of_row[row - first] = p;
         }
       }
     }

@@ -1,6 +1,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <cmath>
 #include <memory>
 #include <string>
 #include <tuple>
@@ -11,7 +12,9 @@
 #include "common/dispatch.h"
 #include "common/library.h"
 #include "common/parallel.h"
+#include "selection/candidates.h"
 #include "selection/gradient_tiles.h"
+#include "selection/product_search.h"
 #include "selection/rank.h"
 #include "selection/search_kernels.h"
 
@@ -23,97 +26,28 @@ using torch::stable::Tensor;
 
 // Small enough to stay in the second-level cache between the product and the search.
 constexpr int64_t kTileSize = int64_t{1} << 18;
+// Entries that a thread searches at a time.
+constexpr int64_t kPartSize = int64_t{1} << 19;
+// Rows and entries of a sample, and the largest share of a row's groups of columns.
+constexpr int64_t kSampledRows = 1024;
+constexpr int64_t kSample = int64_t{1} << 16;
+constexpr int64_t kSampledShare = 8;
 
-// The k entries of largest rank among those offered so far, and some more: what an entry must
-// exceed rises only each time there are 2 k. Entries come and stay in row-major order, so
-// that of equal entries the first are kept without comparing positions.
-template <typename scalar_t>
-class Candidates {
- public:
-  using rank_t = typename Rank<scalar_t>::type;
+constexpr const char* kLinear = "dense_grad_topk";
+constexpr const char* kOnesNan = "dense_grad_topk: the gradient holds NaNs of all ones";
 
-  // At most `most` entries are added between two calls of settle().
-  Candidates(int64_t k, int64_t most)
-      : k_(k),
-        capacity_(2 * k + most),
-        bits_(new rank_t[capacity_]),
-        position_(new int64_t[capacity_]) {}
-
-  // Only entries above it need to be added.
-  rank_t threshold() const { return threshold_; }
-
-  int64_t size() const { return size_; }
-
-  void add(rank_t bits, int64_t position) {
-    bits_[size_] = bits;
-    position_[size_] = position;
-    ++size_;
-  }
-
-  // Keeps the number of candidates below 2 k.
-  void settle() {
-    if (size_ >= 2 * k_) {
-      reduce();
-    }
-  }
-
-  // Leaves the k best, and raises the threshold to the last of them.
-  void reduce() {
-    if (size_ <= k_) {
-      return;
-    }
-    int64_t ties = k_;
-    threshold_ = last_kept(ties);
-    int64_t kept = 0;
-    for (int64_t i = 0; i < size_; ++i) {
-      const rank_t rank = rank_of<scalar_t>(bits_[i]);
-      const bool tie = (rank == threshold_) & (ties > 0);  // no branch: half the entries go
-      ties -= tie;
-      bits_[kept] = bits_[i];
-      position_[kept] = position_[i];
-      kept += (rank > threshold_) | tie;
-    }
-    size_ = kept;
-  }
-
-  void write(int64_t* position, rank_t* bits) const {
-    std::copy_n(position_.get(), size_, position);
-    std::copy_n(bits_.get(), size_, bits);
-  }
-
- private:
-  static constexpr int kDigit = 16;
-  static constexpr int kTop = 8 * static_cast<int>(sizeof(rank_t)) - kDigit;
-
-  // The rank of the wanted-th largest entry, digit by digit; leaves in `wanted` how many entries of
-  // this very rank belong to the k best.
-  rank_t last_kept(int64_t& wanted) const {
-    uint64_t prefix = 0;
-    std::vector<int64_t> count(size_t{1} << kDigit);
-    for (int shift = kTop; shift >= 0; shift -= kDigit) {
-      std::fill(count.begin(), count.end(), 0);
-      for (int64_t i = 0; i < size_; ++i) {
-        const uint64_t digits = static_cast<uint64_t>(rank_of<scalar_t>(bits_[i])) >> shift;
-        if (digits >> kDigit == prefix) {
-          ++count[digits % count.size()];
-        }
-      }
-      uint64_t digit = count.size() - 1;
-      for (; count[digit] < wanted; --digit) {
-        wanted -= count[digit];
-      }
-      prefix = prefix << kDigit | digit;
-    }
-    return static_cast<rank_t>(prefix);
-  }
-
-  int64_t k_;
-  int64_t capacity_;
-  int64_t size_ = 0;
-  rank_t threshold_ = 0;
-  std::unique_ptr<rank_t[]> bits_;  // pages that are never reached cost nothing
-  std::unique_ptr<int64_t[]> position_;
-};
+template <typename index_t>
+CsrView<index_t> csr_view(
+    int64_t rows, int64_t cols, const Tensor& crow_indices, const Tensor& col_indices
+) {
+  return {
+      rows,
+      cols,
+      col_indices.numel(),
+      crow_indices.const_data_ptr<index_t>(),
+      col_indices.const_data_ptr<index_t>()
+  };
+}
 
 // Writes kTaken over the tile's stored entries.
 template <typename scalar_t, typename index_t>
@@ -173,8 +107,106 @@ void select(
     candidates.settle();
   }
   candidates.reduce();
-  STD_TORCH_CHECK(candidates.size() == k, "dense_grad_topk: the gradient holds NaNs of all ones");
+  STD_TORCH_CHECK(candidates.size() == k, kOnesNan);
   candidates.write(position, reinterpret_cast<rank_t*>(value));
+}
+
+// A threshold that very likely k entries exceed, from a sample of the entries; 0 if k is too many
+// to say. Rows and groups of columns are taken at regular and at scattered places.
+template <typename index_t>
+uint32_t likely_threshold(
+    const PackedProduct& product, const CsrView<index_t>& csr, int64_t k, int64_t margin
+) {
+  const int64_t rows = std::min(csr.rows, kSampledRows);
+  const int64_t columns = product.shape().columns;
+  const int64_t number =
+      std::max<int64_t>(std::min(kSample / (rows * columns), product.groups() / kSampledShare), 1);
+  const int64_t parts = std::min(thread_count(), rows);
+  std::vector<std::vector<uint32_t>> found(parts);
+  parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+    RowSearch search(product, 1, csr.cols);
+    for (int64_t part = begin; part < end; ++part) {
+      for (int64_t i = rows * part / parts; i < rows * (part + 1) / parts; ++i) {
+        const int64_t row = csr.rows * i / rows;
+        // by steps of the golden section, which spread evenly over the groups
+        std::vector<int64_t> groups(number);
+        for (int64_t j = 0; j < number; ++j) {
+          const auto turn = static_cast<uint32_t>(i * number + j) * 0x9e3779b9u;
+          groups[j] = static_cast<int64_t>(uint64_t{turn} * product.groups() >> 32);
+        }
+        search.sample(csr, row, groups);
+        found[part].insert(found[part].end(), search.bits(), search.bits() + search.count());
+      }
+    }
+  });
+  int64_t size = 0;
+  for (const auto& bits : found) {
+    size += static_cast<int64_t>(bits.size());
+  }
+  const auto free = static_cast<double>(csr.rows * csr.cols - csr.nnz);
+  const double expected = static_cast<double>(k) / free * static_cast<double>(size);
+  // the deviation of such a count is its root; entries of one row go together, which makes it more
+  const auto rank =
+      static_cast<int64_t>((expected + 6 * std::sqrt(expected) + 16) * static_cast<double>(margin));
+  Candidates<float> best(rank, size);
+  const std::vector<int64_t> nowhere(size);
+  for (const auto& bits : found) {
+    best.add(bits.data(), nowhere.data(), static_cast<int64_t>(bits.size()));
+  }
+  best.reduce();
+  return std::max(best.threshold(), 1u) - 1;
+}
+
+// The same of a product in float32, see product_search.h.
+template <typename index_t>
+void select_of_product(
+    const PackedProduct& product,
+    const CsrView<index_t>& csr,
+    int64_t k,
+    int64_t* position,  // [k]
+    float* value        // [k]
+) {
+  const int64_t group = product.shape().rows;
+  const int64_t threads = thread_count();
+  const int64_t wanted = std::min(ceil_div(csr.rows, threads), kPartSize / csr.cols);
+  const int64_t rows = std::max<int64_t>(ceil_div(wanted, group), 1) * group;
+  std::vector<std::unique_ptr<RowSearch>> searches;
+  for (int64_t part = 0; part < threads && part * rows < csr.rows; ++part) {
+    searches.push_back(std::make_unique<RowSearch>(product, rows, csr.cols));
+  }
+  const auto parts = static_cast<int64_t>(searches.size());
+  uint32_t least = 0;
+  for (int64_t margin = 1;; margin *= 4) {
+    least = likely_threshold(product, csr, k, margin);
+    Candidates<float> candidates(k, parts * rows * csr.cols, least);
+    for (int64_t first = 0; first < csr.rows; first += parts * rows) {
+      parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t part = begin; part < end; ++part) {
+          const int64_t from = std::min(first + part * rows, csr.rows);
+          const int64_t to = std::min(from + rows, csr.rows);
+          searches[part]->search(csr, from, to, candidates.threshold());
+        }
+      });
+      for (const auto& search : searches) {
+        STD_TORCH_CHECK(search->sound(), kLinear, ": ", csr_fault(csr));
+        candidates.add(search->bits(), search->position(), search->count());
+      }
+      candidates.settle();
+    }
+    candidates.reduce();
+    if (candidates.size() == k) {
+      candidates.write(position, reinterpret_cast<uint32_t*>(value));
+      return;
+    }
+    STD_TORCH_CHECK(least > 0, kOnesNan);
+  }
+}
+
+std::tuple<Tensor, Tensor> in_dtype_of(
+    const Tensor& x, const Tensor& positions, const Tensor& values
+) {
+  const ScalarType dtype = x.scalar_type();
+  return {positions, values.scalar_type() == dtype ? values : torch::stable::to(values, dtype)};
 }
 
 std::tuple<Tensor, Tensor> select_of_tiles(
@@ -192,13 +224,7 @@ std::tuple<Tensor, Tensor> select_of_tiles(
       torch::stable::new_empty(x, {k}, is_double ? ScalarType::Double : ScalarType::Float);
   dispatch_index(crow_indices.scalar_type(), op, [&](auto index_tag) {
     using index_t = typename decltype(index_tag)::type;
-    const CsrView<index_t> csr{
-        tiles.rows,
-        tiles.cols,
-        col_indices.numel(),
-        crow_indices.const_data_ptr<index_t>(),
-        col_indices.const_data_ptr<index_t>()
-    };
+    const auto csr = csr_view<index_t>(tiles.rows, tiles.cols, crow_indices, col_indices);
     const std::string fault = csr_fault(csr);
     STD_TORCH_CHECK(fault.empty(), op, ": ", fault);
     if (k == 0) {
@@ -211,15 +237,41 @@ std::tuple<Tensor, Tensor> select_of_tiles(
       select(tiles, csr, k, position, values.mutable_data_ptr<float>());
     }
   });
-  return {positions, values.scalar_type() == dtype ? values : torch::stable::to(values, dtype)};
+  return in_dtype_of(x, positions, values);
 }
 
 std::tuple<Tensor, Tensor> dense_grad_topk_cpu(
     Tensor grad, Tensor x, Tensor crow_indices, Tensor col_indices, int64_t k
 ) {
-  const GradientTiles tiles =
-      linear_gradient_tiles(grad, x, crow_indices, col_indices, k, kTileSize);
-  return select_of_tiles("dense_grad_topk", tiles, x, crow_indices, col_indices, k);
+  if (x.scalar_type() == ScalarType::Double) {
+    const GradientTiles tiles =
+        linear_gradient_tiles(grad, x, crow_indices, col_indices, k, kTileSize);
+    return select_of_tiles(kLinear, tiles, x, crow_indices, col_indices, k);
+  }
+  const LinearOperands operands = linear_operands(grad, x, crow_indices, col_indices, k);
+  const Tensor by_batch = torch::stable::contiguous(operands.grad);
+  const Tensor inputs = torch::stable::contiguous(operands.x);
+  Tensor positions = torch::stable::new_empty(inputs, {k}, ScalarType::Long);
+  Tensor values = torch::stable::new_empty(inputs, {k});
+  dispatch_index(crow_indices.scalar_type(), kLinear, [&](auto index_tag) {
+    using index_t = typename decltype(index_tag)::type;
+    const auto csr = csr_view<index_t>(by_batch.size(1), inputs.size(1), crow_indices, col_indices);
+    const std::string fault = k == 0 ? csr_fault(csr) : crow_fault(csr);
+    STD_TORCH_CHECK(fault.empty(), kLinear, ": ", fault);
+    if (k > 0) {
+      const PackedProduct product(
+          by_batch.const_data_ptr<float>(),
+          inputs.const_data_ptr<float>(),
+          csr.rows,
+          csr.cols,
+          inputs.size(0)
+      );
+      select_of_product(
+          product, csr, k, positions.mutable_data_ptr<int64_t>(), values.mutable_data_ptr<float>()
+      );
+    }
+  });
+  return in_dtype_of(x, positions, values);
 }
 
 std::tuple<Tensor, Tensor> conv2d_dense_grad_topk_cpu(

@@ -29,8 +29,8 @@ void check_operands(
   check_same_device(op, "x", x, "col_indices", col_indices);
 }
 
-void check_k(const char* op, int64_t k, const GradientTiles& tiles, int64_t nnz) {
-  const int64_t free = tiles.rows * tiles.cols - nnz;
+void check_k(const char* op, int64_t k, int64_t rows, int64_t cols, int64_t nnz) {
+  const int64_t free = rows * cols - nnz;
   STD_TORCH_CHECK(
       k >= 0 && k <= free,
       op,
@@ -74,13 +74,12 @@ int64_t GradientTiles::largest() const {
   return most * cols;
 }
 
-GradientTiles linear_gradient_tiles(
+LinearOperands linear_operands(
     const Tensor& grad,
     const Tensor& x,
     const Tensor& crow_indices,
     const Tensor& col_indices,
-    int64_t k,
-    int64_t tile_size
+    int64_t k
 ) {
   const int64_t rows = check_csr(kLinear, crow_indices, col_indices);
   check_operands(kLinear, grad, x, col_indices);
@@ -99,23 +98,37 @@ GradientTiles linear_gradient_tiles(
   );
   const int64_t batch = batch_of(x);
   const int64_t cols = x.size(x.dim() - 1);
+  check_k(kLinear, k, rows, cols, col_indices.numel());
+  return {
+      torch::stable::reshape(in_compute_dtype(grad), {batch, rows}),
+      torch::stable::reshape(in_compute_dtype(x), {batch, cols})
+  };
+}
+
+GradientTiles linear_gradient_tiles(
+    const Tensor& grad,
+    const Tensor& x,
+    const Tensor& crow_indices,
+    const Tensor& col_indices,
+    int64_t k,
+    int64_t tile_size
+) {
+  const LinearOperands operands = linear_operands(grad, x, crow_indices, col_indices, k);
+  const int64_t rows = operands.grad.size(1);
+  const int64_t cols = operands.x.size(1);
   const int64_t tile_rows = std::min(rows, rows_of_a_tile(cols, tile_size));
-  Tensor by_row =
-      torch::stable::transpose(torch::stable::reshape(in_compute_dtype(grad), {batch, rows}), 0, 1);
-  const Tensor columns = torch::stable::reshape(in_compute_dtype(x), {batch, cols});
-  Tensor buffer = torch::stable::new_empty(columns, {tile_rows, cols});
-  const GradientTiles tiles{
+  Tensor buffer = torch::stable::new_empty(operands.x, {tile_rows, cols});
+  return {
       rows,
       cols,
       boundaries(rows, tile_rows, rows),
-      [=](int64_t first, int64_t end) mutable {
+      [=,
+       by_row = torch::stable::transpose(operands.grad, 0, 1)](int64_t first, int64_t end) mutable {
         Tensor tile = torch::stable::narrow(buffer, 0, 0, end - first);
-        mm_out(tile, torch::stable::narrow(by_row, 0, first, end - first), columns);
+        mm_out(tile, torch::stable::narrow(by_row, 0, first, end - first), operands.x);
         return tile;
       }
   };
-  check_k(kLinear, k, tiles, col_indices.numel());
-  return tiles;
 }
 
 GradientTiles conv2d_gradient_tiles(
@@ -211,7 +224,7 @@ GradientTiles conv2d_gradient_tiles(
         return torch::stable::contiguous(gradient);
       }
   };
-  check_k(kConv2d, k, tiles, col_indices.numel());
+  check_k(kConv2d, k, rows, cols, col_indices.numel());
   return tiles;
 }
 

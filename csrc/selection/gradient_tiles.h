@@ -26,8 +26,23 @@ struct GradientTiles {
   int64_t largest() const;
 };
 
-// Both check the arguments, k among them, and aim at tiles of tile_size elements. float16 and
-// bfloat16 are multiplied in float32.
+// A linear layer's operands in the dtype of the computation: float16 and bfloat16 are multiplied in
+// float32.
+struct LinearOperands {
+  torch::stable::Tensor grad;  // [batch, rows]
+  torch::stable::Tensor x;     // [batch, cols]
+};
+
+// Checks the arguments, k among them.
+LinearOperands linear_operands(
+    const torch::stable::Tensor& grad,  // [..., rows]
+    const torch::stable::Tensor& x,     // [..., cols]
+    const torch::stable::Tensor& crow_indices,
+    const torch::stable::Tensor& col_indices,
+    int64_t k
+);
+
+// Both check the arguments likewise, and aim at tiles of tile_size elements.
 GradientTiles linear_gradient_tiles(
     const torch::stable::Tensor& grad,  // [..., rows]
     const torch::stable::Tensor& x,     // [..., cols]

@@ -53,21 +53,31 @@ int64_t merge_rows(
     int64_t out = p - (dropped - drop) + (grown - grow);
     for (int64_t row = begin; row < end; ++row) {
       new_crow[row] = static_cast<index_t>(out);
-      const int64_t first = row * size.cols;
+      const int64_t first = row * size.cols, next_row = first + size.cols;
       const int64_t p_end = csr.crow_indices[row + 1];
-      while (p < p_end || (grown < grow_end && *grown < first + size.cols)) {
-        if (p < p_end && dropped < drop_end && *dropped == p) {
-          ++dropped;
-          ++p;
+      const auto store = [&](int64_t position, int64_t from) {
+        new_col[out] = static_cast<index_t>(position - first);
+        source[out++] = from;
+      };
+      while (true) {
+        const int64_t stored = p < p_end ? first + csr.col_indices[p] : next_row;
+        const int64_t grows = grown < grow_end ? std::min(*grown, next_row) : next_row;
+        if (grows < stored) {
+          store(grows, -1);
+          ++grown;
           continue;
         }
-        const int64_t stored = p < p_end ? first + csr.col_indices[p] : first + size.cols;
-        const bool grows = grown < grow_end && *grown <= stored && *grown < first + size.cols;
-        clashes_here += grows && *grown == stored;
-        new_col[out] = static_cast<index_t>((grows ? *grown : stored) - first);
-        source[out] = grows ? -1 : p;
-        ++out;
-        grows ? static_cast<void>(++grown) : static_cast<void>(++p);
+        if (stored == next_row) {
+          break;
+        }
+        const bool is_dropped = dropped < drop_end && *dropped == p, is_grown = grows == stored;
+        if (is_grown || !is_dropped) {
+          store(stored, p);
+        }
+        clashes_here += is_grown && !is_dropped;
+        dropped += is_dropped;
+        grown += is_grown;
+        ++p;
       }
     }
     clashes += clashes_here;

@@ -71,8 +71,9 @@ __global__ void __launch_bounds__(kThreads) move_kept_kernel(
   source[at] = p;
 }
 
-// Writes the grown entries between the kept ones, and counts those that are kept ones as well. A
-// thread owns a grown entry and bisects its row. Launch: grid ceil(grow / 256), block 256.
+// Writes the grown entries between the kept ones, those that were dropped with the place they had,
+// and counts those that are kept ones as well. A thread owns a grown entry and bisects its row.
+// Launch: grid ceil(grow / 256), block 256.
 template <typename index_t>
 __global__ void __launch_bounds__(kThreads) place_grown_kernel(
     Update<index_t> update,
@@ -90,10 +91,10 @@ __global__ void __launch_bounds__(kThreads) place_grown_kernel(
   const int64_t p = first_not_below(update.col, first, end, column);
   const int64_t dropped = first_not_below(update.drop, 0, size.drop, p);
   const int64_t at = p - dropped + g;
+  const bool is_stored = p < end && update.col[p] == column;
   new_col[at] = static_cast<index_t>(column);
-  source[at] = -1;
-  const bool stays = dropped == size.drop || update.drop[dropped] != p;
-  if (p < end && update.col[p] == column && stays) {
+  source[at] = is_stored ? p : -1;
+  if (is_stored && (dropped == size.drop || update.drop[dropped] != p)) {
     atomicAdd(clashes, 1ull);
   }
 }

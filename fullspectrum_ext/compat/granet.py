@@ -10,8 +10,9 @@ from torch import nn, optim
 
 from fullspectrum_ext._layers import Patterns, prunable_weights
 from fullspectrum_ext.compat.exploration import GradualExploration, GradualShrinking, Scheduled
-from fullspectrum_ext.compat.itop import LinearDecay, check_args, check_ratio, exploration
-from fullspectrum_ext.compat.masking import CosineDecay, Decay, MaskingBase, check_mode
+from fullspectrum_ext.compat.itop import LinearDecay
+from fullspectrum_ext.compat.masking import CosineDecay, Decay, MaskingBase
+from fullspectrum_ext.compat.modes import check_args, check_mode, check_ratio, exploration
 
 __all__ = ["CosineDecay", "LinearDecay", "Masking", "add_sparse_args"]
 
@@ -146,8 +147,8 @@ class Masking(MaskingBase):
             grad_dic: None.
             exclude: Glob patterns of names to leave dense.
             backend: ``"masked"`` keeps every parameter the same object. ``"sparse"`` stores the
-                kept weights only, and lets the optimizer train these; what else holds parameters
-                (an average, DDP) must be made afterwards.
+                kept weights only, and lets the optimizer train these; what else holds parameters,
+                an average say, must be made afterwards. Not with several processes.
 
         Raises:
             ValueError: If an argument is out of range, or the optimizer does not train the model.

@@ -9,14 +9,8 @@ from typing import Any
 from torch import nn, optim
 
 from fullspectrum_ext._layers import Patterns
-from fullspectrum_ext.compat.exploration import (
-    Exploration,
-    GradientExploration,
-    MomentumExploration,
-    Scheduled,
-)
-from fullspectrum_ext.compat.masking import CosineDecay, Decay, MaskingBase, check_mode
-from fullspectrum_ext.pruning.gradual import check_optimizer
+from fullspectrum_ext.compat.masking import CosineDecay, Decay, MaskingBase
+from fullspectrum_ext.compat.modes import check_args, check_mode, check_ratio, exploration
 
 __all__ = ["CosineDecay", "LinearDecay", "Masking", "add_sparse_args"]
 
@@ -26,13 +20,6 @@ _INITS = {
     "uniform": "uniform",
     "lottery_ticket": "magnitude",
     "GMP": "uniform",
-}
-DEATHS = ("magnitude", "SET", "Taylor_FO")
-GROWTHS = ("random", "gradient", "momentum")
-INSTEAD = {
-    "threshold": "fullspectrum_ext.DynamicSparsity(..., 'dsr') drops below a threshold",
-    "random_unfired": "'random' explores, and fired_masks_update() says which share was explored",
-    "momentum_neuron": "'momentum' looks at the same momentum",
 }
 
 
@@ -170,8 +157,8 @@ class Masking(MaskingBase):
                 weights of the model; ``"GMP"``: all of them.
             exclude: Glob patterns of names to leave dense.
             backend: ``"masked"`` keeps every parameter the same object. ``"sparse"`` stores the
-                kept weights only, and lets the optimizer train these; what else holds parameters
-                (an average, DDP) must be made afterwards.
+                kept weights only, and lets the optimizer train these; what else holds parameters,
+                an average say, must be made afterwards. Not with several processes.
 
         Raises:
             ValueError: If an argument is out of range, or the optimizer does not train the model.
@@ -179,60 +166,3 @@ class Masking(MaskingBase):
         check_mode("sparse_init", sparse_init, list(_INITS), {})
         density = 1.0 if sparse_init == "GMP" else density
         self._add(module, _INITS[sparse_init], density, exclude, backend)
-
-
-def exploration(
-    optimizer: optim.Optimizer, death: str, growth: str, every: int, rate: float
-) -> Scheduled:
-    """Make the method that a death mode and a growth mode stand for, each layer by itself.
-
-    Args:
-        optimizer: Has the momentum.
-        death: The death mode.
-        growth: The growth mode.
-        every: Steps from one update to the next.
-        rate: Fraction dropped at first.
-
-    Returns:
-        The method.
-    """
-    check_mode("death_mode", death, DEATHS, INSTEAD)
-    check_mode("growth_mode", growth, GROWTHS, INSTEAD)
-    if growth == "momentum":
-        return MomentumExploration(
-            every=every, fraction=rate, death=death, momentum=momentum_of(optimizer)
-        )
-    made = GradientExploration if growth == "gradient" else Exploration
-    return made(every=every, fraction=rate, death=death)
-
-
-def momentum_of(optimizer: optim.Optimizer) -> float:
-    """Return the momentum that an optimizer trains with, or the first of its betas.
-
-    Args:
-        optimizer: As SGD or Adam; of another one, 0.9.
-
-    Returns:
-        The momentum.
-    """
-    check_optimizer(optimizer)
-    group = optimizer.param_groups[0]
-    return float(group.get("momentum") or group.get("betas", (0.9,))[0])
-
-
-def check_ratio(growth_death_ratio: float) -> None:
-    """Refuse a ratio other than 1, which the originals take and do not read."""
-    if growth_death_ratio != 1:
-        raise ValueError(
-            f"growth_death_ratio: expected 1, got {growth_death_ratio}: as many grow as die"
-        )
-
-
-def check_args(args: Any, names: tuple[str, ...]) -> None:
-    """Refuse ``args`` without what is read of it."""
-    for name in names:
-        if not hasattr(args, name):
-            raise ValueError(
-                f"args: expected the options of add_sparse_args with {', '.join(names)}, "
-                f"got {type(args).__name__} without {name}"
-            )

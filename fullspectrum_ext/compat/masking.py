@@ -2,10 +2,11 @@
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Protocol
 
-from torch import Tensor, nn, optim
+from torch import Tensor, distributed, nn, optim
+from torch.nn.parallel import DistributedDataParallel
 
 from fullspectrum_ext._layers import Patterns
 from fullspectrum_ext.compat.exploration import NEVER, Scheduled
@@ -197,7 +198,15 @@ class MaskingBase:
         Args:
             state: Of an object made with the same arguments, after the same :meth:`add_module`.
                 Load the states of model and optimizer too.
+
+        Raises:
+            ValueError: If it is of another one. Nothing has changed then.
         """
+        for name, own in (("dynamic", self.dynamic), ("decay", self._decay)):
+            if (state[name] is None) != (own is None):
+                raise ValueError(
+                    "state: expected that of the same arguments, after the same add_module"
+                )
         if self.dynamic is not None:
             self.dynamic.load_state_dict(state["dynamic"])
         self.steps, self._rate = int(state["steps"]), float(state["rate"])
@@ -216,7 +225,7 @@ class MaskingBase:
         """Put masks on a model.
 
         Args:
-            module: The model, changed in place.
+            module: The model, or the DistributedDataParallel of it; changed in place.
             init: A pruning method, or ``"nonzero"`` for the weights that are not zero.
             density: Fraction of the weights to keep.
             exclude: Glob patterns of names to leave out.
@@ -228,6 +237,15 @@ class MaskingBase:
         """
         if self._module is not None:
             raise ValueError("add_module: expected one model; make a Masking for each")
+        several = distributed.is_available() and distributed.is_initialized()
+        if several and backend != "masked":
+            raise ValueError(
+                f"backend: expected 'masked' with torch.distributed, got {backend!r}; "
+                "fullspectrum_ext.DynamicSparsity trains truly sparse models on several processes"
+            )
+        given = module
+        if isinstance(module, DistributedDataParallel):
+            module = module.module
         weights = chosen_weights(module, None, exclude)
         if any("." not in name for name in weights):
             raise ValueError(
@@ -237,11 +255,13 @@ class MaskingBase:
         for name, weight in weights.items():
             if id(weight) not in trained:
                 raise ValueError(f"optimizer: expected one that trains {name}")
-        seed = resolve_seed(None)
+        seed = [resolve_seed(None)]
+        if several:
+            distributed.broadcast_object_list(seed)  # rank 0 draws for all
         if init == "nonzero":
             masks = MaskSet({name: weight != 0 for name, weight in weights.items()})
         else:
-            masks = prune(module, init, density=density, exclude=exclude, seed=seed)
+            masks = prune(module, init, density=density, exclude=exclude, seed=seed[0])
         sparsify(module, masks, backend=backend)
         for name, weight in weights.items():
             layer = module.get_submodule(name.rpartition(".")[0])
@@ -250,11 +270,11 @@ class MaskingBase:
         self._module, self._names = module, list(weights)
         if self._method is not None:
             self.dynamic = DynamicSparsity(
-                module,
+                given,
                 self.optimizer,
                 self._method,
-                steps=NEVER,
-                seed=seed + 1,  # other numbers than the masks were drawn with
+                steps=NEVER - NEVER % self._method.every,
+                seed=seed[0] + 1,  # other numbers than the masks were drawn with
                 explored=True,
                 on_update=self._tell,
             )
@@ -263,33 +283,6 @@ class MaskingBase:
         self._last = update
         if self._verbose:
             self.print_nonzero_counts()
-
-
-def check_mode(name: str, value: object, known: Sequence[str], instead: Mapping[str, str]) -> str:
-    """Return a mode, or refuse it.
-
-    Args:
-        name: Of the argument.
-        value: What was given.
-        known: What there is.
-        instead: What to use in place of others.
-
-    Returns:
-        The mode.
-
-    Raises:
-        TypeError: If it is a function of one's own.
-        ValueError: If there is no such mode here.
-    """
-    if callable(value):
-        raise TypeError(
-            f"{name}: expected a name, got a function; write a fullspectrum_ext.dynamic.Method and "
-            "give it to fullspectrum_ext.DynamicSparsity"
-        )
-    if not isinstance(value, str) or value not in known:
-        hint = f": {instead[value]}" if isinstance(value, str) and value in instead else ""
-        raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}{hint}")
-    return value
 
 
 def _repoint(

@@ -15,8 +15,8 @@ from fullspectrum_ext.compat.exploration import (
     MomentumExploration,
     Scheduled,
 )
-from fullspectrum_ext.compat.itop import momentum_of
-from fullspectrum_ext.compat.masking import CosineDecay, Decay, MaskingBase, check_mode
+from fullspectrum_ext.compat.masking import CosineDecay, Decay, MaskingBase
+from fullspectrum_ext.compat.modes import check_mode, momentum_of
 
 __all__ = ["CosineDecay", "LinearDecay", "Masking", "add_sparse_args"]
 
@@ -176,8 +176,8 @@ class Masking(MaskingBase):
                 weights that are not zero.
             remove_param_names: Layers with one of these in the names of their weights stay dense.
             backend: ``"masked"`` keeps every parameter the same object. ``"sparse"`` stores the
-                kept weights only, and lets the optimizer train these; what else holds parameters
-                (an average, DDP) must be made afterwards.
+                kept weights only, and lets the optimizer train these; what else holds parameters,
+                an average say, must be made afterwards. Not with several processes.
 
         Raises:
             ValueError: If an argument is out of range, or the optimizer does not train the model.

@@ -14,6 +14,7 @@ from fullspectrum_ext.nn.topology import reset_state
 from fullspectrum_ext.ops import (
     TopGradients,
     csr_from_dense,
+    random_places,
     smallest_magnitudes,
     topology_update,
 )
@@ -80,13 +81,17 @@ class DynamicLayer(ABC):
         """``crow_indices`` and ``col_indices`` of the kept weights."""
 
     @abstractmethod
-    def change(self, drop: Tensor, grow: Tensor, optimizer: torch.optim.Optimizer | None) -> None:
+    def change(self, drop: Tensor, grow: Tensor, optimizer: torch.optim.Optimizer | None) -> int:
         """Drop some of the kept weights and keep others, which begin at 0.
 
         Args:
             drop: Indices into :attr:`values`, rising.
-            grow: Flat positions in the matrix, rising, none of them kept.
+            grow: Flat positions in the matrix, rising, none of them kept. A weight that is dropped
+                and grown stays as it is.
             optimizer: The one that trains them, whose state follows; None where there is none.
+
+        Returns:
+            How many come that were not there.
         """
 
     @property
@@ -132,25 +137,6 @@ class DynamicLayer(ABC):
         update = topology_update(*self.topology, drop, nothing, self.shape[1])
         return update.crow_indices, update.col_indices
 
-    def net_change(self, drop: Tensor, grow: Tensor) -> tuple[Tensor, Tensor]:
-        """Leave out what is dropped and grown again.
-
-        Args:
-            drop: Indices into :attr:`values`, rising.
-            grow: Flat positions, rising.
-
-        Returns:
-            Both, without the weights that stay as they are.
-        """
-        if not grow.numel():
-            return drop, grow
-        dropped = self.positions[drop]
-        at = torch.searchsorted(grow, dropped).clamp_(max=grow.numel() - 1)  # both rise
-        again = grow[at] == dropped
-        comes = torch.ones_like(grow, dtype=torch.bool)
-        comes[at[again]] = False
-        return drop[~again], grow[comes]
-
     def smallest(self, scores: Tensor, count: int) -> Tensor:
         """Return the kept weights of the smallest scores; of equal ones, the last.
 
@@ -177,11 +163,8 @@ class DynamicLayer(ABC):
         Returns:
             Flat positions, rising, exactly ``count``.
         """
-        kept = self.staying(drop) if again else self.positions
-        ranks = distinct(self.numel - kept.numel(), count, generator).to(kept.device)
-        # the r-th free place lies behind as many kept ones as have at most r free ones before them
-        before = kept - torch.arange(kept.numel(), device=kept.device)
-        return ranks + torch.searchsorted(before, ranks, right=True)
+        topology = self.after_drop(drop) if again else self.topology
+        return random_places(*topology, self.shape[1], count, _seed(generator))
 
     def steepest_places(self, drop: Tensor, count: int) -> Tensor:
         """Return where the dense gradient is largest among the weights that are not kept.
@@ -254,9 +237,10 @@ class SparseDynamicLayer(DynamicLayer):
         """Where they stand."""
         return self.module.crow_indices, self.module.col_indices
 
-    def change(self, drop: Tensor, grow: Tensor, optimizer: torch.optim.Optimizer | None) -> None:
+    def change(self, drop: Tensor, grow: Tensor, optimizer: torch.optim.Optimizer | None) -> int:
         """Change the topology; values and the optimizer's state follow."""
-        self.module.update_topology(drop, grow, optimizer)
+        source = self.module.update_topology(drop, grow, optimizer).source
+        return int((source < 0).count_nonzero())
 
 
 class MaskedDynamicLayer(DynamicLayer):
@@ -313,17 +297,20 @@ class MaskedDynamicLayer(DynamicLayer):
         matrix = self.mask.view(self.shape)
         return csr_from_dense(matrix, matrix)[:2]
 
-    def change(self, drop: Tensor, grow: Tensor, optimizer: torch.optim.Optimizer | None) -> None:
+    def change(self, drop: Tensor, grow: Tensor, optimizer: torch.optim.Optimizer | None) -> int:
         """Change the mask; what is dropped is zero, and what is grown begins anew."""
-        changed = torch.cat([self.positions[drop], grow])
         where = torch.zeros_like(self.mask)
-        where.view(-1)[changed] = True
+        flat = where.view(-1)
+        flat[self.positions[drop]] = True
+        flat[grow] = flat[grow].logical_not_()  # what comes again stays as it is
         if optimizer is not None:
             reset_state(self.weight, optimizer, where)
+        grown = int((where & ~self.mask).count_nonzero())
         self.mask.logical_xor_(where)
         with torch.no_grad():
             self.weight.masked_fill_(where, 0)
         self.weight.grad = None
+        return grown
 
 
 def dynamic_layers(model: nn.Module) -> dict[str, DynamicLayer]:
@@ -348,7 +335,7 @@ def dynamic_layers(model: nn.Module) -> dict[str, DynamicLayer]:
 
 
 def distinct(below: int, count: int, generator: torch.Generator) -> Tensor:
-    """Draw ``count`` different numbers in ``[0, below)``, in memory that follows ``count``.
+    """Draw ``count`` different numbers in ``[0, below)``.
 
     Args:
         below: How many numbers there are.
@@ -358,15 +345,10 @@ def distinct(below: int, count: int, generator: torch.Generator) -> Tensor:
     Returns:
         The numbers, rising; every set of them is as likely as any other.
     """
-    if 4 * count >= below:
-        return torch.randperm(below, generator=generator)[:count].sort().values
-    dtype = torch.int32 if below <= torch.iinfo(torch.int32).max else torch.int64  # sorts faster
-    numbers = drawn = torch.empty(0, dtype=dtype)
-    while numbers.numel() < count:
-        missing = count - numbers.numel()  # taking so many, none is too many
-        if drawn.numel() < missing:
-            more = torch.randint(below, (2 * count,), generator=generator)
-            drawn = torch.cat([drawn, more.to(dtype)])
-        numbers = torch.cat([numbers, drawn[:missing]]).sort().values.unique_consecutive()
-        drawn = drawn[missing:]
-    return numbers.long()
+    nothing = torch.zeros(2, dtype=torch.int64), torch.empty(0, dtype=torch.int64)
+    return random_places(*nothing, below, count, _seed(generator))
+
+
+def _seed(generator: torch.Generator) -> int:
+    """Draw one number, whatever is then made of it: all layers draw alike."""
+    return int(torch.randint(2**63 - 1, (), generator=generator))

@@ -124,8 +124,7 @@ def _longest(layer: DynamicLayer, changes: Sequence[Change], flavor: Flavor) -> 
 
 
 def _norm(layer: DynamicLayer, change: Change, flavor: Flavor) -> float:
-    drop, grow = layer.net_change(*change)
-    update = topology_update(*layer.topology, drop, grow, layer.shape[1])
+    update = topology_update(*layer.topology, *change, layer.shape[1])
     graph = csr_graph(update.crow_indices, update.col_indices, layer.shape)
     weights = carry(layer.values.abs(), update.source)
     spectrum = graph_spectrum({layer.name: graph}, {layer.name: weights}, flavor=flavor)

@@ -307,26 +307,23 @@ class DynamicSparsity:
             generator=self._generator,
         )
         changes = method.update(layers, turn)
-        net = [
-            Change(*layer.net_change(*change))
-            for layer, change in zip(layers, changes, strict=True)
-        ]
-        for layer, change in zip(layers, net, strict=True):
+        for layer, change in zip(layers, changes, strict=True):
             if layer.nnz and layer.nnz + change.grow.numel() == change.drop.numel():
                 raise ValueError(f"{layer.name} would lose all of its weights")
-        return net
+        return changes
 
     def _apply(self, layer: DynamicLayer, change: Change) -> LayerUpdate:
-        before, dropped, grown = layer.nnz, change.drop.numel(), change.grow.numel()
-        if dropped or grown:
-            layer.change(*change, self.optimizer)
+        before, grown = layer.nnz, 0
+        if change.drop.numel() or change.grow.numel():
+            grown = layer.change(*change, self.optimizer)
             for copy in self._copies:
                 copy[layer.name].change(*change, None)
         seen = self._explored.get(layer.name)
         if seen is not None:
             seen.add(change.grow)
         rate = None if seen is None else seen.rate
-        return LayerUpdate(before, layer.nnz, dropped, grown, layer.numel, rate)
+        after = layer.nnz
+        return LayerUpdate(before, after, before + grown - after, grown, layer.numel, rate)
 
 
 def _take_gradients(

@@ -19,9 +19,11 @@ class TopologyLogger:
     Args:
         writer: A ``torch.utils.tensorboard.SummaryWriter``, or what has its ``add_scalar`` and
             ``add_histogram``; None keeps the lists alone.
+        steps: Steps of the optimizer before the first one that the updates count, where training
+            began without them.
 
     Attributes:
-        writer: The same.
+        writer: As given.
 
     Example:
         >>> import torch
@@ -37,8 +39,9 @@ class TopologyLogger:
         [4, 8]
     """
 
-    def __init__(self, writer: Any = None) -> None:
+    def __init__(self, writer: Any = None, *, steps: int = 0) -> None:
         self.writer = writer
+        self._steps_before = steps
         self._told: list[tuple[int, LayerUpdate]] = []
 
     def __call__(self, update: Update) -> None:
@@ -47,17 +50,18 @@ class TopologyLogger:
         Args:
             update: What was done.
         """
-        self._told.append((update.step, update.total))
+        step = self._steps_before + update.step
+        self._told.append((step, update.total))
         if self.writer is None:
             return
         for name, figure in _figures(update.total).items():
-            self.writer.add_scalar(f"topology/{name}", figure, update.step)
+            self.writer.add_scalar(f"topology/{name}", figure, step)
         for layer, told in update.layers.items():
             for name, figure in _figures(told).items():
-                self.writer.add_scalar(f"{name}/{layer}", figure, update.step)
+                self.writer.add_scalar(f"{name}/{layer}", figure, step)
             degrees = update.degrees(layer)
-            self.writer.add_histogram(f"in_degree/{layer}", degrees.inward, update.step)
-            self.writer.add_histogram(f"out_degree/{layer}", degrees.outward, update.step)
+            self.writer.add_histogram(f"in_degree/{layer}", degrees.inward, step)
+            self.writer.add_histogram(f"out_degree/{layer}", degrees.outward, step)
 
     def take(self) -> dict[str, list[Any]]:
         """Return what was done since the last call, as lists that JSON can hold.

@@ -115,5 +115,5 @@ class Explored:
     @property
     def rate(self) -> float:
         """The share of the weights that have been kept."""
-        count = int(_BITS_OF_BYTE[self.bits.cpu().long()].sum())
-        return count / max(self.numel, 1)
+        bytes_of_value = torch.bincount(self.bits.cpu(), minlength=256)
+        return int(bytes_of_value @ _BITS_OF_BYTE) / max(self.numel, 1)

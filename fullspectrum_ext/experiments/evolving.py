@@ -79,8 +79,9 @@ class Evolving:
         """Change the topology in the last stage but one."""
         if stage + 2 != len(self.stages) or self.config.sparsity == 0:
             return None
-        run.topology = dynamic.TopologyLogger()
         batches = len(run.batches)
+        epochs_before = sum(before.epochs for before in self.stages[:stage])
+        run.topology = dynamic.TopologyLogger(steps=epochs_before * batches)
         steps = self.epochs * batches
         options = _options(self.config, self.method)
         if "every" not in options:  # in a short training, at least one

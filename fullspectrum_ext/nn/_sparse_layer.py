@@ -130,7 +130,7 @@ class SparseLayer(nn.Module):
                 :func:`fullspectrum_ext.ops.smallest_magnitudes`.
             grow: Flat positions ``row * columns + column`` in the weight matrix, rising; int64. See
                 :func:`fullspectrum_ext.ops.dense_grad_topk`. A position may be among the dropped
-                ones: it is stored anew then.
+                ones: that weight stays as it is then.
             optimizer: The one that trains ``values``.
 
         Returns:

@@ -15,6 +15,7 @@ from fullspectrum_ext.ops.dense_grad_topk import (
 )
 from fullspectrum_ext.ops.keep_masked import keep_masked_
 from fullspectrum_ext.ops.projection import project_scores_
+from fullspectrum_ext.ops.random_places import random_places
 from fullspectrum_ext.ops.regular_subgraphs import RegularSubgraph, regular_subgraphs
 from fullspectrum_ext.ops.singular_values import (
     SingularValues,

@@ -37,7 +37,7 @@ def topology_update(
     """Take entries out of a CSR topology and put others in.
 
     Time O(rows + nnz + grown). Values, and whatever else is held by entry, follow by
-    :func:`carry`. An entry may be dropped and grown again at once: then it is a new one.
+    :func:`carry`. An entry may be dropped and grown again at once: then it stays as it is.
 
     Args:
         crow_indices: Start of each row; int32 or int64, ``[rows + 1]``.

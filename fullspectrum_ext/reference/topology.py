@@ -1,4 +1,4 @@
-"""Topology updates and the choice of what grows, by dense matrices."""
+"""Topology updates, free places and the choice of what grows, by dense matrices."""
 
 import torch
 from torch import Tensor
@@ -32,6 +32,27 @@ def largest_outside(
     return positions, gradient.flatten()[positions]
 
 
+def free_places(crow_indices: Tensor, col_indices: Tensor, cols: int) -> Tensor:
+    """Find all places where nothing is stored.
+
+    Args:
+        crow_indices: Start of each row, ``[rows + 1]``.
+        col_indices: Column of each stored entry, ``[nnz]``.
+        cols: Number of columns.
+
+    Returns:
+        Flat positions, rising.
+
+    Example:
+        >>> free_places(torch.tensor([0, 2]), torch.tensor([0, 2]), 4)
+        tensor([1, 3])
+    """
+    rows = torch.arange(crow_indices.numel() - 1, device=col_indices.device)
+    is_free = torch.ones((rows.numel(), cols), dtype=torch.bool, device=col_indices.device)
+    is_free[rows.repeat_interleave(crow_indices.diff()), col_indices.long()] = False
+    return is_free.flatten().nonzero().flatten()
+
+
 def topology_update(
     crow_indices: Tensor, col_indices: Tensor, drop: Tensor, grow: Tensor, cols: int
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -45,7 +66,8 @@ def topology_update(
         cols: Number of columns.
 
     Returns:
-        ``crow_indices``, ``col_indices`` and the source of each entry, -1 for a new one.
+        ``crow_indices``, ``col_indices`` and the source of each entry, -1 for one that was not
+        stored.
 
     Example:
         >>> crow_indices, col_indices = torch.tensor([0, 2]), torch.tensor([0, 2])
@@ -58,9 +80,11 @@ def topology_update(
     row_of = torch.arange(rows, device=device).repeat_interleave(crow_indices.diff())
     source = torch.full((rows, cols), absent, device=device)
     numbers = torch.arange(col_indices.numel(), device=device)
+    stored = torch.full_like(source, -1)
+    stored[row_of, col_indices.long()] = numbers
     numbers[drop] = absent
     source[row_of, col_indices.long()] = numbers
-    source.view(-1)[grow] = -1
+    source.view(-1)[grow] = stored.view(-1)[grow]
     present = source != absent
     starts = torch.zeros_like(crow_indices)
     starts[1:] = present.sum(1).cumsum(0)

@@ -1,6 +1,7 @@
 """The examples of ITOP, GraNet and sparse_learning, as their main scripts and READMEs call them."""
 
 import argparse
+import copy
 import inspect
 import io
 import math
@@ -284,6 +285,14 @@ def test_layers_that_are_excluded_stay_dense():
     assert mask.masks.nnz == round(0.05 * mask.masks.numel)
 
 
+def test_the_state_of_another_masking_is_refused():
+    _, mask = itop_masking(network())
+    _, fixed = itop_masking(network(), "--fix")
+    for of, to in ((mask, fixed), (fixed, mask)):
+        with pytest.raises(ValueError, match="state: expected that of the same arguments"):
+            to.load_state_dict(of.state_dict())
+
+
 # ---- GraNet ------------------------------------------------------------------------------------
 
 GRANET_README = {
@@ -303,7 +312,7 @@ GRANET_LINE = (
 )
 
 
-def granet_masking(model, line, *extra):
+def granet_masking(model, line, *extra, **options):
     args = parser_of(granet).parse_args([*GRANET_LINE.format(line).split(), *extra])
     torch.manual_seed(args.seed)
     loader = batches()
@@ -319,7 +328,7 @@ def granet_masking(model, line, *extra):
         args=args,
         train_loader=loader,
     )
-    mask.add_module(model, sparse_init=args.sparse_init)
+    mask.add_module(model, sparse_init=args.sparse_init, **options)
     return optimizer, mask, loader
 
 
@@ -349,6 +358,44 @@ def test_granet_as_its_readme_trains(what):
         x = (20 // 3) / (30 // 3)
         density = 0.1 + (first - 0.1) * (1 - x) ** 3
         assert abs(seen[2] - density * total) <= 2
+
+
+@pytest.mark.parametrize("method", ["GraNet", "GMP"])
+def test_granet_truly_sparse_takes_the_same_course(method):
+    found = []
+    for backend in ("masked", "sparse"):
+        model = network().double()
+        line = f"--method {method} --init-density 1"
+        optimizer, mask, loader = granet_masking(model, line, backend=backend)
+        loader = [(data.double(), target) for data, target in loader]
+        for _ in range(3):
+            train(model, optimizer, loader, mask)
+        found.append(mask.masks)
+        state = copy.deepcopy(model.state_dict())
+        train(model, optimizer, loader, mask)
+        model.load_state_dict(state)  # the best model, as their scripts do
+        assert mask.masks == found[-1]
+    assert found[0] == found[1]
+    assert found[0].nnz == round(0.1 * found[0].numel)
+
+
+@pytest.mark.parametrize("method", ["GraNet", "GMP"])
+def test_granet_begins_in_the_epoch_asked_for(method):
+    model = network()
+    line = f"--method {method} --init-density 1 --init-prune-epoch 1"
+    optimizer, mask, loader = granet_masking(model, line)
+    counts = []
+    for _ in range(4):
+        for batch in loader:
+            train(model, optimizer, [batch], mask)
+            counts.append(mask.masks.nnz)
+    total = mask.masks.numel
+    # the first update from step 10 on, at 12, is the fourth; the tenth, at 30, is the last of them
+    assert counts[:11] == [total] * 11
+    for number in range(4, 10):
+        left = 1 - (number - 3) / 7
+        assert abs(counts[3 * number - 1] - (0.1 + 0.9 * left**3) * total) <= 1
+    assert counts[29:] == [round(0.1 * total)] * 11
 
 
 def test_granet_keeps_the_first_layer_dense():

@@ -51,14 +51,24 @@ def test_the_example_of_the_readme():
 
 @pytest.mark.parametrize("level", [0.0, 0.3, 0.5, 0.99, 1.0])
 @pytest.mark.parametrize(
-    ("shape", "zeros"), [((1, 1), None), ((1, 4), None), ((1, 4), 2), ((4, 1), 3), ((3, 5), 7)]
+    ("shape", "zeros", "sizes"),
+    [
+        ((1, 1), None, (20, 12)),
+        ((1, 1), None, (7, 11)),
+        ((1, 4), None, (20, 12)),
+        ((1, 4), None, (7, 11)),
+        ((2, 3), None, (7, 11)),
+        # torch's own fails where a block reaches beyond the edge
+        ((1, 4), 2, (20, 12)),
+        ((4, 1), 3, (20, 12)),
+        ((3, 5), 7, (20, 12)),
+    ],
 )
-def test_masks_are_those_of_torch(level, shape, zeros):
+def test_masks_are_those_of_torch(level, shape, zeros, sizes):
     pruning = pytest.importorskip("torch.ao.pruning")
     found = []
     for sparsifier in (WeightNormSparsifier, pruning.WeightNormSparsifier):
-        # sizes that the blocks divide: beyond the edge the original's tiles mix
-        model = nn.Sequential(nn.Linear(20, 12))
+        model = nn.Sequential(nn.Linear(*sizes))
         torch.manual_seed(1)
         nn.init.normal_(model[0].weight)
         made = sparsifier(level, shape, zeros)

@@ -169,25 +169,6 @@ def test_an_update_whose_gradients_overflow_is_left_out():
     assert rigl.masks != before
 
 
-@pytest.mark.parametrize(("below", "count"), [(5, 0), (5, 5), (6, 2), (100, 7), (10_000, 1000)])
-def test_distinct_numbers(below, count):
-    generator = torch.Generator().manual_seed(0)
-    numbers = dynamic.layer.distinct(below, count, generator)
-    assert numbers.shape == (count,)
-    assert numbers.unique().equal(numbers)
-    assert all(0 <= number < below for number in numbers.tolist())
-
-
-def test_distinct_numbers_are_uniform():
-    generator = torch.Generator().manual_seed(0)
-    counts = torch.zeros(20)
-    for _ in range(4000):
-        counts[dynamic.layer.distinct(20, 4, generator)] += 1
-    # 800 each are expected, with a standard deviation of about 25
-    assert counts.sum() == 16000
-    assert (counts - 800).abs().max() < 110
-
-
 def test_random_places_are_all_those_that_are_free():
     model = nn.Sequential(nn.Linear(4, 3))
     mask = torch.tensor([[1, 0, 0, 1], [0, 0, 0, 0], [1, 1, 1, 0]])

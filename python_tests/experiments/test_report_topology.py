@@ -76,6 +76,11 @@ def test_a_coordinate_rises_where_its_interval_is_above_zero():
     runs = [changing_run("set", seed, rise=rise) for seed, rise in enumerate(rises)]
     runs += [changing_run("rigl", seed, rise=rise) for seed, rise in enumerate([-1, 0, 1.5])]
     runs += [changing_run("granet", seed, rise=-9 - seed, before=4) for seed in range(3)]
+    moved = [changing_run("dsr", seed, rise=5 + seed, layers=LAYERS[:2]) for seed in range(3)]
+    for run in moved:  # as many in all, but not in each layer
+        for name, degree in zip(LAYERS, (1, 3), strict=False):
+            run["run"]["degrees_before"][name] = {"in": [[degree, 6]], "out": [[degree, 6]]}
+    runs += moved
 
     found = blocks_of(runs, (Table, Finding))
     sentences = [block.text for block in found if isinstance(block, Finding)]
@@ -86,7 +91,8 @@ def test_a_coordinate_rises_where_its_interval_is_above_zero():
     assert (gap.text, gap.note, gap.is_best) == ("+0.330", "[+0.255, +0.405]", True)
     assert not cells(table, "rigl")["Ramanujan gap"].is_best
     assert cells(table, "granet")["Ramanujan gap"].is_best
-    # granet loses weights and is not counted; all differences of the second coordinate are equal
+    # granet and dsr change the densities of layers: not counted. Of the second coordinate all
+    # differences are equal.
     assert sentences[0] == (
         "Ramanujan gap over training: larger at the end in 1 (set at 95\N{NO-BREAK SPACE}%), "
         "smaller in 0 of 2 pairs of method and sparsity."

@@ -106,6 +106,20 @@ def test_a_killed_run_has_the_same_records(folder, moment, tmp_path):
     assert run["run"]["degrees_before"] == whole["run"]["degrees_before"]
 
 
+def test_after_a_warm_start_steps_are_those_of_the_run(tmp_path):
+    config = dataclasses.replace(
+        CONFIG, methods=("snip:warm+set",), epochs=3, warm_epochs=1, coordinate_every=STEPS
+    )
+    train(config, RunFolder(tmp_path / "whole"))
+    killed = RunFolder(tmp_path / "killed")
+    train_killed(config, killed, 3, after=False)  # within the stage that changes the topology
+    train(config, killed)
+
+    (run,) = read_runs(tmp_path / "whole")
+    assert run["history"]["topology_steps"] == [2 * STEPS]
+    assert read_runs(killed.path)[0]["history"] == run["history"]
+
+
 class _Writer:
     """What the loggers ask of TensorBoard's SummaryWriter."""
 

@@ -35,7 +35,7 @@ def assert_update(found, expected, index):
 
 
 def test_a_case_worked_by_hand(device):
-    # [[a . b .], [. . . .], [. c d e]]: a and d go; (0, 1), (1, 3) come, and (2, 2) once more
+    # [[a . b .], [. . . .], [. c d e]]: a goes; (0, 1), (1, 3) come; d, at (2, 2), goes and comes
     crow_indices = torch.tensor([0, 2, 2, 5], device=device)
     col_indices = torch.tensor([0, 2, 1, 2, 3], device=device)
     drop = torch.tensor([0, 3], device=device)
@@ -45,7 +45,7 @@ def test_a_case_worked_by_hand(device):
 
     assert update.crow_indices.tolist() == [0, 2, 3, 6]
     assert update.col_indices.tolist() == [1, 2, 3, 1, 2, 3]
-    assert update.source.tolist() == [-1, 1, -1, 2, -1, 4]
+    assert update.source.tolist() == [-1, 1, -1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("index", [torch.int32, torch.int64], ids=["i32", "i64"])

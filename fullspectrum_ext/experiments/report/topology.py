@@ -45,10 +45,10 @@ _RULE = (
     "The sentences above say at which methods and sparsities a coordinate is larger or smaller at "
     "the last measurement than before training: where the 95 % t interval of the mean difference, "
     "paired over seeds, does not hold 0. They are of methods that change the topology and end with "
-    "as many weights as they began with, for the coordinates depend on density. The Ramanujan gap "
-    "and IMDB are of the mask alone, and move with the topology only; the other two also move with "
-    "the weights. What is undefined for the degrees of a layer counts as 0. Each interval stands "
-    "for itself: of many, one in twenty misses 0 by chance."
+    "as many weights in each layer as they began with, for the coordinates depend on density. The "
+    "Ramanujan gap and IMDB are of the mask alone, and move with the topology only; the other two "
+    "also move with the weights. What is undefined for the degrees of a layer counts as 0. Each "
+    "interval stands for itself: of many, one in twenty misses 0 by chance."
 )
 
 
@@ -191,7 +191,7 @@ def _sentences(panel: Panel, ways: Sequence[Way]) -> list[str]:
 
 
 def _comparable(panel: Panel) -> set[str]:
-    """The methods that change the topology, and end with as many weights as they began with."""
+    """The methods that change the topology, and no layer's number of weights from begin to end."""
     changing = [run for run in panel.runs if _changes(run)]
     others = {
         run.method
@@ -203,14 +203,17 @@ def _comparable(panel: Panel) -> set[str]:
 
 def _coming(panel: Panel) -> set[str]:
     """The methods that come from another density, where the coordinates are far off."""
-    return {run.method for run in panel.runs if "degrees_before" in run.figures} - _comparable(
-        panel
-    )
+    ends = {
+        run.method: [sum(_weights(run, f"degrees_{end}").values()) for end in ("before", "after")]
+        for run in panel.runs
+        if "degrees_before" in run.figures
+    }
+    return {method for method, (before, after) in ends.items() if before != after}
 
 
-def _weights(run: Run, moment: str) -> int:
-    layers = run.figures.get(moment, {}).values()
-    return sum(degree * count for layer in layers for degree, count in layer["in"])
+def _weights(run: Run, moment: str) -> dict[str, int]:
+    layers = run.figures.get(moment, {})
+    return {name: sum(degree * n for degree, n in sides["in"]) for name, sides in layers.items()}
 
 
 def _counted(names: Sequence[str]) -> str:
@@ -313,7 +316,7 @@ def _degrees(panel: Panel, sparsity: float) -> list[Block]:
         f"{_of_layers(shown, known)}, all seeds together. Filled: after the last update; line: "
         "before the first one, of methods that keep their number of weights."
     )
-    begun = [method for method in cells if method in _comparable(panel)]
+    begun = [method for method in cells if method not in _coming(panel)]
     return [Figure(name, draw_degrees(name, panel, cells, shown, begun), caption)]
 
 

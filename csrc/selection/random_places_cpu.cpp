@@ -1,0 +1,86 @@
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <string>
+
+#include "common/dispatch.h"
+#include "common/library.h"
+#include "common/parallel.h"
+#include "selection/random_places.h"
+
+namespace fullspectrum {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+constexpr const char* kOp = "random_places";
+
+// Buckets that are worth a thread.
+constexpr int64_t kGrain = 64;
+
+// Walks through ranks and stored entries together: a free place stands as many places behind its
+// rank as entries are stored before it.
+template <typename index_t>
+void write_places(
+    const CsrView<index_t>& csr,
+    const RandomPlaces& drawn,
+    int64_t* places  // [count]
+) {
+  parallel_for(0, drawn.buckets(), kGrain, [&](int64_t begin, int64_t end) {
+    int64_t row = row_of_rank(csr, begin * kBucket);
+    int64_t stored = stored_before_rank(csr, row, begin * kBucket);
+    int64_t out = drawn.first[begin];
+    for (int64_t bucket = begin; bucket < end; ++bucket) {
+      const int64_t first = bucket * kBucket;
+      uint64_t words[kBucketWords];
+      draw_bucket(
+          words,
+          std::min(kBucket, drawn.free - first),
+          drawn.first[bucket + 1] - drawn.first[bucket],
+          drawn.is_inverted,
+          RandomStream(drawn.seed, bucket + 1)
+      );
+      for (int64_t word = 0; word < kBucketWords; ++word) {
+        for (uint64_t bits = words[word]; bits != 0; bits &= bits - 1) {
+          const int64_t rank = first + 64 * word + __builtin_ctzll(bits);
+          while ((row + 1) * csr.cols - csr.crow_indices[row + 1] <= rank) {
+            stored = csr.crow_indices[++row];
+          }
+          const int64_t row_end = csr.crow_indices[row + 1];
+          while (stored < row_end && row * csr.cols + csr.col_indices[stored] - stored <= rank) {
+            ++stored;
+          }
+          places[out++] = rank + stored;
+        }
+      }
+    }
+  });
+}
+
+Tensor random_places_cpu(
+    Tensor crow_indices, Tensor col_indices, int64_t cols, int64_t count, int64_t seed
+) {
+  const RandomPlaces drawn = draw_shares(crow_indices, col_indices, cols, count, seed);
+  Tensor places = torch::stable::new_empty(col_indices, {count}, ScalarType::Long);
+  dispatch_index(crow_indices.scalar_type(), kOp, [&](auto index_tag) {
+    using index_t = typename decltype(index_tag)::type;
+    const CsrView<index_t> csr{
+        drawn.rows,
+        cols,
+        col_indices.numel(),
+        crow_indices.const_data_ptr<index_t>(),
+        col_indices.const_data_ptr<index_t>()
+    };
+    const std::string fault = csr_fault(csr);
+    STD_TORCH_CHECK(fault.empty(), kOp, ": ", fault);
+    write_places(csr, drawn, places.mutable_data_ptr<int64_t>());
+  });
+  return places;
+}
+
+}  // namespace
+
+FULLSPECTRUM_CPU_KERNELS(m) { m.impl("random_places", TORCH_BOX(&random_places_cpu)); }
+
+}  // namespace fullspectrum
