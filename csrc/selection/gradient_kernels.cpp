@@ -117,8 +117,6 @@ void transpose_lines(
 // Numbers so large that products of two lines may overflow count as no numbers; so small that the
 // reciprocal may, as errors.
 constexpr float kHuge = 1e18f, kTiny = 1e-30f;
-// More than sums of up to 2^17 squares are off by in float32.
-constexpr float kAbove = 1 + 0x1p-9f;
 
 // Makes integers of line `at`.
 void quantise(int64_t at, int64_t group, bool biased, int64_t width, const Lines& to) {
@@ -172,11 +170,13 @@ void quantise(int64_t at, int64_t group, bool biased, int64_t width, const Lines
   const float infinity = __builtin_inff();
   const float root_width = __builtin_sqrtf(static_cast<float>(width));
   const float square = total(squares);
+  // more than such a sum is off by in float32, in whatever order
+  const float above = 1 + static_cast<float>(width + 64) * 0x1p-24f;
   to.sum[at] = sum;
   to.scale[at] = usable ? most / steps : 0;
   if (usable && square < infinity) {
-    to.norm[at] = most * __builtin_sqrtf(square) * kAbove;
-    to.error[at] = to.scale[at] * __builtin_sqrtf(total(error_squares)) * kAbove +
+    to.norm[at] = most * __builtin_sqrtf(square) * above;
+    to.error[at] = to.scale[at] * __builtin_sqrtf(total(error_squares)) * above +
                    to.norm[at] * 0x1p-20f + kTiny;
   } else {
     const bool tiny = most <= kTiny && square == 0;
