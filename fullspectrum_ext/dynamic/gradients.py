@@ -1,14 +1,20 @@
 """What a dense weight gradient is made of, caught as it passes: inputs and output gradients."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight
 
+from fullspectrum_ext.dynamic.ranks import Ranks
+from fullspectrum_ext.dynamic.shared_gradients import largest_by_factors, largest_by_slabs
 from fullspectrum_ext.nn.masked import MaskedConv2d
 from fullspectrum_ext.nn.sparse_conv2d import SparseConv2d
 from fullspectrum_ext.ops import TopGradients, conv2d_dense_grad_topk, dense_grad_topk
+
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # from narrow to wide
 
 
 class _Catch:
@@ -29,20 +35,38 @@ class _Catch:
             output.register_hook(keep)
 
 
+@dataclass(frozen=True)
+class _Shared:
+    """What all ranks know of what each has seen.
+
+    Attributes:
+        ranks: Those of which the gradients count together.
+        batches: Rows of inputs that each has seen.
+        dtype: The widest of their gradients.
+    """
+
+    ranks: Ranks
+    batches: list[int]
+    dtype: torch.dtype
+
+
 class GradientTap:
     """Sees the inputs of a layer and the gradients of its outputs, while it is open.
 
-    All passes forward and backward while it is open count together, as gradients accumulate.
+    All passes forward and backward while it is open count together, as gradients accumulate; after
+    :func:`share_gradients` those of all ranks do.
 
     Args:
         module: A linear layer or a convolution, truly sparse or masked.
         is_conv2d: Whether it is a convolution.
+        shape: Rows and columns of its weight.
     """
 
-    def __init__(self, module: nn.Module, is_conv2d: bool) -> None:
-        self.module, self.is_conv2d = module, is_conv2d
+    def __init__(self, module: nn.Module, is_conv2d: bool, shape: tuple[int, int]) -> None:
+        self.module, self.is_conv2d, self.shape = module, is_conv2d, shape
         self._catch = _Catch()
         self._handle: Any = None
+        self._shared: _Shared | None = None
 
     def open(self) -> None:
         """Begin to look."""
@@ -59,6 +83,7 @@ class GradientTap:
     def forget(self) -> None:
         """Forget what was seen."""
         self._catch.pairs.clear()
+        self._shared = None
 
     @property
     def is_open(self) -> bool:
@@ -68,6 +93,8 @@ class GradientTap:
     @property
     def is_empty(self) -> bool:
         """Whether nothing was seen."""
+        if self._shared is not None:
+            return not any(self._shared.batches)
         return not self._catch.pairs
 
     def is_finite(self) -> bool:
@@ -85,20 +112,71 @@ class GradientTap:
         Returns:
             Flat positions, rising, and values.
         """
+        topology = crow_indices, col_indices
+        if self._shared is not None:
+            return self._largest_of_all(self._shared, topology, count)
         x, grad = self._together()
         if not self.is_conv2d:
-            return dense_grad_topk(grad, x, crow_indices, col_indices, count)
-        sizes = self._sizes()
-        return conv2d_dense_grad_topk(grad, x, crow_indices, col_indices, count, **sizes)
+            return dense_grad_topk(grad, x, *topology, count)
+        return conv2d_dense_grad_topk(grad, x, *topology, count, **self._sizes())
 
     def dense(self) -> Tensor:
         """Return the whole gradient of the weight as a matrix, one row an output."""
+        gradient = self._part(*self._together(), 0, self.shape[0])
+        if self._shared is None:
+            return gradient
+        return self._shared.ranks.mean(gradient.to(_precise(self._shared.dtype)))
+
+    def report(self) -> list[int]:
+        """Say how much was seen, whether it is finite, and of which dtype it is, in numbers."""
+        rows = sum(grad.numel() // max(self.shape[0], 1) for _, grad in self._catch.pairs)
+        dtypes = [_DTYPES.index(grad.dtype) for _, grad in self._catch.pairs]
+        return [rows, self.is_finite(), max(dtypes, default=0)]
+
+    def share(self, ranks: Ranks, reports: Sequence[Sequence[int]]) -> None:
+        """From now on, speak of what all ranks have seen.
+
+        Args:
+            ranks: All of which then ask for the same at the same time.
+            reports: What :meth:`report` says on each.
+        """
+        batches, _, dtypes = zip(*reports, strict=True)
+        self._shared = _Shared(ranks, list(batches), _DTYPES[max(dtypes)])
+
+    def _largest_of_all(
+        self, shared: _Shared, topology: tuple[Tensor, Tensor], count: int
+    ) -> TopGradients:
+        rows, columns = self.shape
         x, grad = self._together()
+        x, grad = x.to(shared.dtype), grad.to(shared.dtype)
+        precise, size = _precise(x.dtype), shared.ranks.size
+        gathered = max(shared.batches) * (rows + columns) * x.itemsize
+        gathered += count * (torch.int64.itemsize + precise.itemsize)
+        averaged = 2 * rows * columns * precise.itemsize // size
+        if gathered < averaged and not self.is_conv2d:
+            return largest_by_factors(shared.ranks, x, grad, shared.batches, topology, count)
+        x, grad = x.to(precise), grad.to(precise)
+        return largest_by_slabs(
+            shared.ranks, lambda *some: self._part(x, grad, *some), columns, topology, count
+        )
+
+    def _part(self, x: Tensor, grad: Tensor, begin: int, end: int) -> Tensor:
+        """Return some rows of the gradient of what this rank has seen."""
         if not self.is_conv2d:
-            return grad.T @ x
+            return grad[:, begin:end].T @ x
+        part = x.new_zeros(end - begin, self.shape[1])
+        if not x.numel():
+            return part
         sizes = self._sizes()
-        shape = (grad.shape[1], x.shape[1] // sizes["groups"], *sizes.pop("kernel_size"))
-        return conv2d_weight(x, shape, grad, **sizes).flatten(1)
+        groups, kernel_size = sizes.pop("groups"), sizes.pop("kernel_size")
+        outputs, inputs = self.shape[0] // groups, x.shape[1] // groups
+        for group in range(begin // outputs, -(-end // outputs)):
+            first, last = max(begin, group * outputs), min(end, (group + 1) * outputs)
+            taps = x[:, group * inputs : (group + 1) * inputs]
+            shape = (last - first, inputs, *kernel_size)
+            found = conv2d_weight(taps, shape, grad[:, first:last], **sizes)
+            part[first - begin : last - begin] = found.flatten(1)
+        return part
 
     @property
     def _conv2d(self) -> SparseConv2d | MaskedConv2d:
@@ -107,6 +185,10 @@ class GradientTap:
 
     def _together(self) -> tuple[Tensor, Tensor]:
         """Return all inputs and all gradients, one after the other along the batch."""
+        if not self._catch.pairs:  # others have seen something
+            assert self._shared is not None
+            nothing = next(self.module.parameters()).new_empty(0, dtype=self._shared.dtype)
+            return nothing.view(0, self.shape[1]), nothing.view(0, self.shape[0])
         pairs = [self._plain(x, grad) for x, grad in self._catch.pairs]
         return torch.cat([x for x, _ in pairs]), torch.cat([grad for _, grad in pairs])
 
@@ -132,6 +214,27 @@ class GradientTap:
             "dilation": module.dilation,
             "groups": module.groups,
         }
+
+
+def share_gradients(ranks: Ranks, taps: Sequence[GradientTap]) -> bool:
+    """Let layers speak of what all ranks have seen, where any has seen something.
+
+    Args:
+        ranks: All of them must call this, with the same layers.
+        taps: Of the layers.
+
+    Returns:
+        Whether it is finite, on all ranks.
+    """
+    reports = ranks.gather(torch.tensor([tap.report() for tap in taps]))
+    for index, tap in enumerate(taps):
+        tap.share(ranks, [report[index].tolist() for report in reports])
+    return all(bool(report[:, 1].all()) for report in reports)
+
+
+def _precise(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype in which gradients of several ranks are added."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def _pads_itself(module: SparseConv2d | MaskedConv2d) -> bool:

@@ -202,7 +202,7 @@ class SparseDynamicLayer(DynamicLayer):
 
     def __init__(self, name: str, module: SparseLayer) -> None:
         super().__init__(name, module, module.values, module.weight_shape)
-        self.tap = GradientTap(module, isinstance(module, SparseConv2d))
+        self.tap = GradientTap(module, isinstance(module, SparseConv2d), self.shape)
 
     @property
     def values(self) -> Tensor:
@@ -253,7 +253,7 @@ class MaskedDynamicLayer(DynamicLayer):
         self.module, self.mask = module, mask
         self.parameter = name.rpartition(".")[2]
         if isinstance(module, (MaskedLinear, MaskedConv2d)):
-            self.tap = GradientTap(module, isinstance(module, MaskedConv2d))
+            self.tap = GradientTap(module, isinstance(module, MaskedConv2d), self.shape)
 
     @property
     def values(self) -> Tensor:

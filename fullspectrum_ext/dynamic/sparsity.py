@@ -5,11 +5,15 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from fullspectrum_ext import _checks
 from fullspectrum_ext._layers import select_names
+from fullspectrum_ext.dynamic import distributed
+from fullspectrum_ext.dynamic.gradients import share_gradients
 from fullspectrum_ext.dynamic.layer import DynamicLayer, dynamic_layers
 from fullspectrum_ext.dynamic.method import Change, Method, Turn, make_method
+from fullspectrum_ext.dynamic.ranks import Ranks
 from fullspectrum_ext.dynamic.updates import Explored, LayerUpdate, Update
 from fullspectrum_ext.masks import MaskSet
 from fullspectrum_ext.pruning.arguments import resolve_seed
@@ -44,16 +48,25 @@ class DynamicSparsity:
     To resume: make model, optimizer and this object as before, then load the state of each. The
     topology is in the model's.
 
+    Several processes that train one model (``torchrun``) give their DistributedDataParallel model.
+    All of them must call :meth:`step`, and take the same course: scores are those of the whole
+    batch, and before each update they make sure that their topologies are the same, and before it
+    is carried out that they have decided the same.
+
     Args:
-        model: One that :func:`fullspectrum_ext.sparsify` has made sparse.
+        model: One that :func:`fullspectrum_ext.sparsify` has made sparse, or the
+            DistributedDataParallel of it.
         optimizer: The one that trains it.
         method: The name of a method (:func:`fullspectrum_ext.dynamic.methods`), one made by hand,
             or a mapping of glob patterns of parameter or layer names to these: a layer takes the
             first pattern that matches. Layers of ``None``, or of no pattern, keep their topology.
         steps: Steps of the optimizer in the whole training.
-        seed: Of all that is drawn. None takes one that torch's random state decides.
+        seed: Of all that is drawn. None takes one that torch's random state decides. Of several
+            processes, that of rank 0 counts.
         explored: Keep a bit for each weight, to say which share of them was ever kept.
         on_update: Called with an :class:`fullspectrum_ext.dynamic.Update` after each update.
+        process_group: The processes that train the model together. None takes those of its
+            DistributedDataParallel, else all of ``torch.distributed``.
         **options: Of the method, where it is given by its name: ``every``, ``fraction``,
             ``anneal``, ``until``, ...
 
@@ -64,7 +77,8 @@ class DynamicSparsity:
         TypeError: If an argument is of a wrong type, or the method does not have an option.
         ValueError: If the model has no sparse layer, the optimizer does not train one or holds its
             state otherwise than by weight, a pattern matches nothing, or a value is out of range;
-            or if several processes train together, whose topologies would part.
+            if processes begin with different topologies or arguments (it says in which layer, and
+            which rank); or if the values are shards.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
@@ -90,23 +104,34 @@ class DynamicSparsity:
         seed: int | None = None,
         explored: bool = False,
         on_update: Callable[[Update], object] | None = None,
+        process_group: Any = None,
         **options: Any,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
         check_optimizer(optimizer)
         _checks.check_integer("steps", steps, 1)
-        _refuse_several_processes()
-        self.model, self.optimizer, self.steps = model, optimizer, steps
-        self.steps_done = 0
+        distributed.check_optimizer_sharding(optimizer)
+        self._ranks = distributed.ranks_of(model, process_group)
+        self.model = model.module if isinstance(model, DistributedDataParallel) else model
+        self.optimizer, self.steps, self.steps_done = optimizer, steps, 0
         self._generator = torch.Generator().manual_seed(resolve_seed(seed))
         self._on_update = on_update
-        self._groups = _groups(dynamic_layers(model), method, options)
+        self._groups = _groups(dynamic_layers(self.model), method, options)
         self._hooks: list[Any] = []
         self._copies: list[Mapping[str, DynamicLayer]] = []
+        distributed.check_sharding(model, self._layers())
         for method_of, layers in self._groups:
             _check_group(method_of, layers, optimizer, steps)
             method_of.bind(layers)
+        self._is_agreed = False
+        if self._ranks is not None:
+            self._begin_together(self._ranks)
+        self._follow_sizes: Any = None
+        if isinstance(model, DistributedDataParallel):
+            distributed.leave_topology_to_us(model, self._layers())
+            hook = distributed.FollowSizes(self._layers())
+            self._follow_sizes = model.register_forward_pre_hook(hook)
         for method_of, layers in self._groups:
             if method_of.starts:
                 self._start(method_of, layers)
@@ -143,6 +168,11 @@ class DynamicSparsity:
         """
         return any(layer.tap is not None and layer.tap.is_open for layer in self._layers())
 
+    @property
+    def exchanged_bytes(self) -> int:
+        """What this process has sent to others, beside the gradients of the kept weights."""
+        return 0 if self._ranks is None else self._ranks.sent_bytes
+
     @torch.no_grad()
     def step(self) -> bool:
         """Count a step of the optimizer, and change the topology if it is time.
@@ -151,10 +181,12 @@ class DynamicSparsity:
             Whether there was an update.
 
         Raises:
-            RuntimeError: If gradients are needed and none were seen.
+            RuntimeError: If gradients are needed and none were seen; or if processes have come to
+                differ: it says in which layer, and which rank.
             ValueError: If a layer would lose all of its weights. Nothing has changed then.
         """
-        step = self.steps_done + 1
+        step, sent = self.steps_done + 1, self.exchanged_bytes
+        self._agree(step)
         decided: list[tuple[DynamicLayer, Change]] = []
         updated: list[Method] = []
         for method, layers in self._groups:
@@ -170,13 +202,19 @@ class DynamicSparsity:
             if due:
                 decided += zip(layers, self._decide(method, layers, step), strict=True)
                 updated += [method] * len(layers)
+        if decided and self._ranks is not None:
+            digests = {layer.name: distributed.digest(*change) for layer, change in decided}
+            distributed.check_same(
+                self._ranks, digests, f"the update of step {step}", distributed.SAME_DECISION
+            )
         told = {layer.name: self._apply(layer, change) for layer, change in decided}
         for method, (layer, change) in zip(updated, decided, strict=True):
             method.settle(layer, change.grow, [copy[layer.name] for copy in self._copies])
         self.steps_done = step
         self._listen()
         if told and self._on_update is not None:
-            self._on_update(Update(step, told, {layer.name: layer for layer, _ in decided}))
+            by_name = {layer.name: layer for layer, _ in decided}
+            self._on_update(Update(step, told, self.exchanged_bytes - sent, by_name))
         return bool(told)
 
     def follow(self, copy: nn.Module) -> None:
@@ -208,6 +246,8 @@ class DynamicSparsity:
             if layer.tap is not None:
                 layer.tap.close()
         self._take_hooks_off()
+        if self._follow_sizes is not None:
+            self._follow_sizes.remove()
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that its further doings depend on, beside model and optimizer."""
@@ -237,16 +277,45 @@ class DynamicSparsity:
             method.load_state_dict(held)
         for name, bits in state["explored"].items():
             self._explored[name].bits.copy_(bits)
+        self._is_agreed = False
         self._listen()
 
     @torch.no_grad()
     def _start(self, method: Method, layers: Layers) -> None:
         for layer, change in zip(layers, self._decide(method, layers, 0), strict=True):
-            layer.change(*change, self.optimizer)
+            layer.change(*change, self._holder(layer))
             method.settle(layer, change.grow, [])
+
+    def _holder(self, layer: DynamicLayer) -> torch.optim.Optimizer | None:
+        return distributed.holder_of_state(self.optimizer, layer.weight)
 
     def _layers(self) -> Layers:
         return [layer for _, layers in self._groups for layer in layers]
+
+    def _begin_together(self, ranks: Ranks) -> None:
+        """Make sure that all processes begin with the same, and draw the same."""
+        rest = {
+            "layers": ", ".join(layer.name for layer in self._layers()),
+            "method": ", ".join(repr(method) for method, _ in self._groups),
+            "steps": str(self.steps),
+        }
+        distributed.check_beginning(ranks, self._layers(), rest)
+        state = self._generator.get_state()
+        self._generator.set_state(ranks.gather(state)[0])
+
+    def _agree(self, step: int) -> None:
+        """Before an update, and before the first step, make sure that all processes agree."""
+        is_due = any(method.is_due(step, self.steps) for method, _ in self._groups)
+        if self._ranks is None or not (is_due or not self._is_agreed):
+            return
+        digests = {
+            "steps_done": step,
+            "what is drawn": distributed.digest(self._generator.get_state()),
+            **{layer.name: distributed.digest(*layer.topology) for layer in self._layers()},
+        }
+        what = f"what step {step} begins with"
+        distributed.check_same(self._ranks, digests, what, distributed.SAME_TOPOLOGY)
+        self._is_agreed = True
 
     def _wants(self, method: Method, step: int) -> tuple[bool, bool]:
         """Say whether a method updates after a step, and whether it looks at its gradients."""
@@ -287,6 +356,11 @@ class DynamicSparsity:
 
     def _with_gradients(self, layers: Layers) -> Layers | None:
         """Return the layers of which gradients were seen; None if some are not finite."""
+        taps = [layer.tap for layer in layers if layer.tap is not None]
+        if self._ranks is None:
+            is_finite = all(tap.is_finite() for tap in taps)
+        else:
+            is_finite = share_gradients(self._ranks, taps)
         seen = [layer for layer in layers if layer.tap is not None and not layer.tap.is_empty]
         if not seen:
             raise RuntimeError(
@@ -294,9 +368,7 @@ class DynamicSparsity:
                 "come after the backward pass of a model in training. A compiled model hides its "
                 "layers: while is_listening says so, call the model that was compiled instead"
             )
-        if all(layer.tap.is_finite() for layer in seen if layer.tap is not None):
-            return seen
-        return None
+        return seen if is_finite else None
 
     def _decide(self, method: Method, layers: Layers, step: int) -> list[Change]:
         turn = Turn(
@@ -315,7 +387,7 @@ class DynamicSparsity:
     def _apply(self, layer: DynamicLayer, change: Change) -> LayerUpdate:
         before, grown = layer.nnz, 0
         if change.drop.numel() or change.grow.numel():
-            grown = layer.change(*change, self.optimizer)
+            grown = layer.change(*change, self._holder(layer))
             for copy in self._copies:
                 copy[layer.name].change(*change, None)
         seen = self._explored.get(layer.name)
@@ -396,13 +468,3 @@ def _check_group(
                 f"method: {type(method).__name__} needs dense gradients, which are not to be had "
                 f"of {layer.name} in a {type(layer.module).__name__}; give it another method"
             )
-
-
-def _refuse_several_processes() -> None:
-    distributed = torch.distributed
-    is_initialized = distributed.is_available() and distributed.is_initialized()
-    if is_initialized and distributed.get_world_size() > 1:
-        raise ValueError(
-            "DynamicSparsity: expected one process; several would each change the topology for "
-            "themselves, which is not supported yet"
-        )

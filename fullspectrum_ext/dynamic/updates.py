@@ -51,10 +51,13 @@ class Update:
     Attributes:
         step: After which step of the optimizer it came.
         layers: What it did to each layer, by the name of its weight.
+        exchanged_bytes: What this process sent to the others for it, beside the gradients of the
+            kept weights; 0 with one process.
     """
 
     step: int
     layers: Mapping[str, LayerUpdate]
+    exchanged_bytes: int = 0
     _seen: Mapping[str, DynamicLayer] = field(default_factory=dict, repr=False, compare=False)
 
     def degrees(self, name: str) -> Degrees:

@@ -185,13 +185,6 @@ def test_a_closure_is_refused_where_a_step_is_skipped():
         optimizer.step(lambda: 0.0)
 
 
-def test_several_processes_are_refused(monkeypatch):
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    with pytest.raises(ValueError, match="expected one process"):
-        of(sparse_model())
-
-
 def test_the_state_of_another_model_is_refused():
     state = of(sparse_model(), every=2).state_dict()
     with pytest.raises(ValueError, match="expected that of the same layers"):

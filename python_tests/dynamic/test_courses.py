@@ -1,4 +1,4 @@
-"""Whole trainings: the two kinds of layers side by side, exact counts, killed and resumed."""
+"""Whole trainings: the two kinds of layers side by side, killed and resumed."""
 
 import io
 
@@ -13,16 +13,15 @@ def test_every_method_is_tested():
     assert set(METHODS) == set(dynamic.methods())
 
 
-@pytest.mark.parametrize("build", [mlp, conv], ids=["mlp", "conv"])
 @pytest.mark.parametrize("method", METHODS)
-def test_sparse_and_masked_layers_take_the_same_course(method, build):
-    steps = 200 if method in {"set", "rigl"} else 60
+def test_sparse_and_masked_layers_take_the_same_course(method):
+    """Convolutions and a linear layer, for 200 steps."""
     courses = [
-        Course(build, backend, method, steps=steps, every=5, **METHODS[method])
+        Course(conv, backend, method, steps=200, every=5, **METHODS[method])
         for backend in ("sparse", "masked")
     ]
     changes = 0
-    for _ in range(steps // 10):
+    for _ in range(20):
         before = courses[0].dynamic.masks
         sparse, masked = (course.train(10).dynamic.masks for course in courses)
         assert sparse == masked
@@ -43,37 +42,6 @@ def test_sparse_and_masked_layers_take_the_same_course_with(optimizer):
     expected = masked.dense()
     for name, tensor in sparse.dense().items():
         torch.testing.assert_close(tensor, expected[name], rtol=1e-8, atol=1e-8)
-
-
-@pytest.mark.parametrize("method", ["set", "rigl"])
-def test_counts_do_not_drift_in_a_thousand_updates(method):
-    told = []
-    course = Course(
-        method=method, steps=1010, every=1, until=1.0, anneal="constant", on_update=told.append
-    )
-    counts = {name: int(mask.sum()) for name, mask in course.dynamic.masks.items()}
-    course.train(1001)
-    assert len(told) == 1001
-    for update in told:
-        assert {name: layer.after for name, layer in update.layers.items()} == counts
-        for layer in update.layers.values():
-            assert layer.dropped == layer.grown
-    assert sum(update.total.grown for update in told) > 1000
-    assert {name: int(mask.sum()) for name, mask in course.dynamic.masks.items()} == counts
-
-
-@pytest.mark.parametrize("method", ["snfs", "dsr"])
-def test_the_total_does_not_drift_where_weights_move_between_layers(method):
-    told = []
-    course = Course(
-        method=method, steps=210, every=1, until=1.0, anneal="constant", fraction=0.1,
-        on_update=told.append,
-    )  # fmt: skip
-    total = course.dynamic.masks.nnz
-    course.train(201)
-    assert {update.total.after for update in told} == {total}
-    assert course.dynamic.masks.nnz == total
-    assert len({update.layers["0.weight"].after for update in told}) > 1
 
 
 @pytest.mark.parametrize("backend", ["sparse", "masked"])

@@ -1,6 +1,7 @@
 """Defects that were found in other libraries' pruning methods, and the tests that ours has none.
 
-Those without a test elsewhere have it here. What dynamic sparse training got wrong is not listed.
+Those without a test elsewhere have it here. What dynamic sparse training got wrong is listed in
+`dynamic/test_known_defects.py`.
 """
 
 import copy
