@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import pathlib
+import runpy
 import sys
 import traceback
 from datetime import timedelta
@@ -22,6 +23,7 @@ import fullspectrum_ext as fs
 from fullspectrum_ext import dynamic as methods
 from fullspectrum_ext.dynamic import DynamicSparsity
 
+RECIPE = pathlib.Path(__file__).resolve().parents[1] / "docs" / "recipes" / "ddp.py"
 CHECKS = []
 
 
@@ -492,6 +494,17 @@ def shards_are_refused():
     )
     with refused(ValueError, "parameters_as_bucket_view"):
         DynamicSparsity(model, zero, "set", steps=9, every=2)
+
+
+@check
+def the_recipe_leads_to_a_checkpoint():
+    """With which that of a run that was killed is compared."""
+    held = dist.init_process_group, dist.destroy_process_group
+    dist.init_process_group = dist.destroy_process_group = lambda *_: None  # we have one
+    try:
+        runpy.run_path(str(RECIPE))["main"](pathlib.Path(sys.argv[1]) / "whole.pt")
+    finally:
+        dist.init_process_group, dist.destroy_process_group = held
 
 
 def main():
