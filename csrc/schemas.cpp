@@ -70,6 +70,8 @@ FULLSPECTRUM_LIBRARY(m) {
   m.def("topk_masks(Tensor[] scores, SymInt[] counts) -> Tensor[]");
   // the same for each of some matrices on its own, in CSR form: crow_indices and col_indices
   m.def("topk_topologies(Tensor[] scores, SymInt[] counts) -> (Tensor[], Tensor[])");
+  // flat positions (rising) of the scores that topk_masks leaves: of equal ones the last
+  m.def("bottomk_positions(Tensor scores, SymInt count) -> Tensor");
   // the Euclidean projection of all scores together on {0 <= s <= 1, sum s <= budget}, in place:
   // clip(s - v, 0, 1); returns v
   m.def("project_scores_(Tensor(a!)[] scores, float budget) -> Tensor");

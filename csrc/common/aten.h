@@ -57,6 +57,23 @@ inline torch::stable::Tensor cumulative_sum(const torch::stable::Tensor& tensor 
   return torch::stable::detail::to<torch::stable::Tensor>(stack[0]);
 }
 
+// Where a mask is false.
+inline torch::stable::Tensor logical_not(const torch::stable::Tensor& mask) {
+  std::array<StableIValue, 1> stack{torch::stable::detail::from(mask)};
+  TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("aten::logical_not", "", stack.data(), TORCH_ABI_VERSION)
+  );
+  return torch::stable::detail::to<torch::stable::Tensor>(stack[0]);
+}
+
+// The indices where a mask is true, [number, dimensions]. Waits for the device.
+inline torch::stable::Tensor nonzero(const torch::stable::Tensor& mask) {
+  std::array<StableIValue, 1> stack{torch::stable::detail::from(mask)};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::nonzero", "", stack.data(), TORCH_ABI_VERSION)
+  );
+  return torch::stable::detail::to<torch::stable::Tensor>(stack[0]);
+}
+
 // out = a b. The result replaces what `out` held.
 inline void mm_out(
     torch::stable::Tensor& out,      // [m, n]

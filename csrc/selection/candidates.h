@@ -6,9 +6,23 @@
 #include <memory>
 #include <vector>
 
+#include "common/parallel.h"
 #include "selection/rank.h"
 
 namespace fullspectrum {
+
+template <typename scalar_t>
+class Candidates;
+
+// Where the best of some entries end: all above this rank, and so many of this rank.
+template <typename scalar_t>
+struct Cut {
+  typename Rank<scalar_t>::type rank;
+  int64_t ties;
+};
+
+template <typename scalar_t>
+Cut<scalar_t> find_cut(const std::vector<const Candidates<scalar_t>*>& parts, int64_t k);
 
 // The k entries of largest rank among those offered so far, and some more: what an entry must
 // exceed rises only each time there are 2 k. Entries come and stay in row-major order, so
@@ -18,8 +32,8 @@ class Candidates {
  public:
   using rank_t = typename Rank<scalar_t>::type;
 
-  // At most `most` entries are added between two calls of settle(). Those of rank `threshold` and
-  // below are left out; if more than that is asked too much, fewer than k are left in the end.
+  // At most `most` entries are added between two calls of settle(). Only those of rank above
+  // `threshold` need to be.
   Candidates(int64_t k, int64_t most, rank_t threshold = 0)
       : k_(k),
         threshold_(threshold),
@@ -30,6 +44,7 @@ class Candidates {
   rank_t threshold() const { return threshold_; }
 
   int64_t size() const { return size_; }
+  rank_t rank(int64_t i) const { return rank_of<scalar_t>(bits_[i]); }
 
   void add(rank_t bits, int64_t position) {
     bits_[size_] = bits;
@@ -52,19 +67,23 @@ class Candidates {
 
   // Leaves the k best, and raises the threshold to the last of them.
   void reduce() {
-    if (size_ <= k_) {
-      return;
+    if (size_ > k_) {
+      const Cut<scalar_t> cut = find_cut<scalar_t>({this}, k_);
+      threshold_ = cut.rank;
+      keep(cut);
     }
-    int64_t ties = k_;
-    threshold_ = last_kept(ties);
+  }
+
+  // Leaves those above the cut, and of those at it the first.
+  void keep(Cut<scalar_t> cut) {
     int64_t kept = 0;
     for (int64_t i = 0; i < size_; ++i) {
-      const rank_t rank = rank_of<scalar_t>(bits_[i]);
-      const bool tie = (rank == threshold_) & (ties > 0);  // no branch: half the entries go
-      ties -= tie;
+      const bool tie = (rank(i) == cut.rank) & (cut.ties > 0);  // no branch: half the entries go
+      const bool stays = (rank(i) > cut.rank) | tie;
+      cut.ties -= tie;
       bits_[kept] = bits_[i];
       position_[kept] = position_[i];
-      kept += (rank > threshold_) | tie;
+      kept += stays;
     }
     size_ = kept;
   }
@@ -75,50 +94,118 @@ class Candidates {
   }
 
  private:
-  static constexpr int64_t kBins = 4096;
-
-  // The rank of the wanted-th largest entry; leaves in `wanted` how many entries of this very rank
-  // belong to the k best. Ranks spread over many bins, and only one bin is looked at again.
-  rank_t last_kept(int64_t& wanted) const {
-    rank_t least = ~rank_t{0}, most = 0;
-    for (int64_t i = 0; i < size_; ++i) {
-      const rank_t rank = rank_of<scalar_t>(bits_[i]);
-      least = std::min(least, rank);
-      most = std::max(most, rank);
-    }
-    int shift = 0;
-    while (static_cast<rank_t>(most - least) >> shift >= kBins) {
-      ++shift;
-    }
-    const auto bin_of = [&](int64_t i) {
-      return static_cast<int64_t>((rank_of<scalar_t>(bits_[i]) - least) >> shift);
-    };
-    std::vector<int64_t> count(kBins);
-    for (int64_t i = 0; i < size_; ++i) {
-      ++count[bin_of(i)];
-    }
-    int64_t bin = kBins - 1;
-    for (; count[bin] < wanted; --bin) {
-      wanted -= count[bin];
-    }
-    std::vector<rank_t> ranks;
-    ranks.reserve(count[bin]);
-    for (int64_t i = 0; i < size_; ++i) {
-      if (bin_of(i) == bin) {
-        ranks.push_back(rank_of<scalar_t>(bits_[i]));
-      }
-    }
-    const auto last = ranks.begin() + (wanted - 1);
-    std::nth_element(ranks.begin(), last, ranks.end(), std::greater<>());
-    wanted -= std::count_if(ranks.begin(), last, [&](rank_t rank) { return rank > *last; });
-    return *last;
-  }
-
   int64_t k_;
   int64_t size_ = 0;
   rank_t threshold_;
   std::unique_ptr<rank_t[]> bits_;  // pages that are never reached cost nothing
   std::unique_ptr<int64_t[]> position_;
 };
+
+// The cut for the k best of all parts together, which hold more. Ranks spread over many bins, and
+// only one bin is looked at again.
+template <typename scalar_t>
+Cut<scalar_t> find_cut(const std::vector<const Candidates<scalar_t>*>& parts, int64_t k) {
+  using rank_t = typename Rank<scalar_t>::type;
+  constexpr int64_t kBins = 4096;
+  struct Summary {
+    rank_t least = ~rank_t{0}, most = 0;
+    std::vector<int64_t> count;
+  };
+  std::vector<Summary> summary(parts.size());
+  const auto for_parts = [&](const auto& body) {
+    parallel_for(0, static_cast<int64_t>(parts.size()), 1, [&](int64_t begin, int64_t end) {
+      for (int64_t part = begin; part < end; ++part) {
+        body(*parts[part], summary[part]);
+      }
+    });
+  };
+  for_parts([](const Candidates<scalar_t>& part, Summary& own) {
+    for (int64_t i = 0; i < part.size(); ++i) {
+      own.least = std::min(own.least, part.rank(i));
+      own.most = std::max(own.most, part.rank(i));
+    }
+  });
+  rank_t least = ~rank_t{0}, most = 0;
+  for (const Summary& own : summary) {
+    least = std::min(least, own.least);
+    most = std::max(most, own.most);
+  }
+  int shift = 0;
+  while (static_cast<rank_t>(most - least) >> shift >= kBins) {
+    ++shift;
+  }
+  for_parts([&](const Candidates<scalar_t>& part, Summary& own) {
+    own.count.assign(kBins, 0);
+    for (int64_t i = 0; i < part.size(); ++i) {
+      ++own.count[(part.rank(i) - least) >> shift];
+    }
+  });
+  Cut<scalar_t> cut{0, k};
+  rank_t bin = kBins;
+  for (int64_t within = 0; within < cut.ties;) {
+    cut.ties -= within;
+    --bin;
+    within = 0;
+    for (const Summary& own : summary) {
+      within += own.count[bin];
+    }
+  }
+  std::vector<rank_t> ranks;
+  for (const Candidates<scalar_t>* part : parts) {
+    for (int64_t i = 0; i < part->size(); ++i) {
+      if ((part->rank(i) - least) >> shift == bin) {
+        ranks.push_back(part->rank(i));
+      }
+    }
+  }
+  const auto last = ranks.begin() + (cut.ties - 1);
+  std::nth_element(ranks.begin(), last, ranks.end(), std::greater<>());
+  cut.rank = *last;
+  cut.ties -= std::count_if(ranks.begin(), last, [&](rank_t rank) { return rank > cut.rank; });
+  return cut;
+}
+
+// Writes the k best of all parts together, which hold as many or more, part after part.
+template <typename scalar_t>
+void write_best(
+    std::vector<Candidates<scalar_t>>& parts,
+    int64_t k,
+    int64_t* position,                   // [k]
+    typename Rank<scalar_t>::type* bits  // [k]
+) {
+  int64_t size = 0;
+  std::vector<const Candidates<scalar_t>*> all;
+  for (const auto& part : parts) {
+    size += part.size();
+    all.push_back(&part);
+  }
+  const auto number = static_cast<int64_t>(parts.size());
+  std::vector<Cut<scalar_t>> cuts(parts.size(), Cut<scalar_t>{0, 0});
+  if (size > k) {
+    Cut<scalar_t> cut = find_cut<scalar_t>(all, k);
+    for (int64_t part = 0; part < number; ++part) {
+      cuts[part] = cut;
+      int64_t ties = 0;
+      for (int64_t i = 0; i < parts[part].size(); ++i) {
+        ties += parts[part].rank(i) == cut.rank;
+      }
+      cut.ties -= std::min(ties, cut.ties);
+    }
+  }
+  parallel_for(0, number, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t part = begin; part < end; ++part) {
+      parts[part].keep(cuts[part]);
+    }
+  });
+  std::vector<int64_t> start(parts.size() + 1);
+  for (int64_t part = 0; part < number; ++part) {
+    start[part + 1] = start[part] + parts[part].size();
+  }
+  parallel_for(0, number, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t part = begin; part < end; ++part) {
+      parts[part].write(position + start[part], bits + start[part]);
+    }
+  });
+}
 
 }  // namespace fullspectrum

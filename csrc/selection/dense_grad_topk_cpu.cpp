@@ -134,8 +134,9 @@ uint32_t likely_threshold(
           const auto turn = static_cast<uint32_t>(i * number + j) * 0x9e3779b9u;
           groups[j] = static_cast<int64_t>(uint64_t{turn} * product.groups() >> 32);
         }
-        search.sample(csr, row, groups);
-        found[part].insert(found[part].end(), search.bits(), search.bits() + search.count());
+        if (search.sample(csr, row, groups)) {
+          found[part].insert(found[part].end(), search.bits(), search.bits() + search.count());
+        }
       }
     }
   });
@@ -166,39 +167,42 @@ void select_of_product(
     int64_t* position,  // [k]
     float* value        // [k]
 ) {
+  // each thread's rows are whole groups, and so are those that it searches at a time
   const int64_t group = product.shape().rows;
-  const int64_t threads = thread_count();
-  const int64_t wanted = std::min(ceil_div(csr.rows, threads), kPartSize / csr.cols);
-  const int64_t rows = std::max<int64_t>(ceil_div(wanted, group), 1) * group;
-  std::vector<std::unique_ptr<RowSearch>> searches;
-  for (int64_t part = 0; part < threads && part * rows < csr.rows; ++part) {
-    searches.push_back(std::make_unique<RowSearch>(product, rows, csr.cols));
-  }
-  const auto parts = static_cast<int64_t>(searches.size());
-  uint32_t least = 0;
+  const int64_t groups = ceil_div(csr.rows, group);
+  const int64_t parts = std::min(thread_count(), groups);
+  const int64_t most = ceil_div(groups, parts) * group;
+  const int64_t step = std::clamp(kPartSize / csr.cols / group * group, group, most);
+  std::vector<char> sound(parts, true);
   for (int64_t margin = 1;; margin *= 4) {
-    least = likely_threshold(product, csr, k, margin);
-    Candidates<float> candidates(k, parts * rows * csr.cols, least);
-    for (int64_t first = 0; first < csr.rows; first += parts * rows) {
-      parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
-        for (int64_t part = begin; part < end; ++part) {
-          const int64_t from = std::min(first + part * rows, csr.rows);
-          const int64_t to = std::min(from + rows, csr.rows);
-          searches[part]->search(csr, from, to, candidates.threshold());
-        }
-      });
-      for (const auto& search : searches) {
-        STD_TORCH_CHECK(search->sound(), kLinear, ": ", csr_fault(csr));
-        candidates.add(search->bits(), search->position(), search->count());
-      }
-      candidates.settle();
+    const uint32_t threshold = likely_threshold(product, csr, k, margin);
+    std::vector<Candidates<float>> found;
+    for (int64_t part = 0; part < parts; ++part) {
+      found.emplace_back(k, step * csr.cols, threshold);
     }
-    candidates.reduce();
-    if (candidates.size() == k) {
-      candidates.write(position, reinterpret_cast<uint32_t*>(value));
+    parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+      RowSearch search(product, step, csr.cols);
+      for (int64_t part = begin; part < end; ++part) {
+        const int64_t last = std::min(groups * (part + 1) / parts * group, csr.rows);
+        for (int64_t first = groups * part / parts * group; first < last; first += step) {
+          const int64_t to = std::min(first + step, last);
+          sound[part] &= search.search(csr, first, to, found[part].threshold());
+          found[part].add(search.bits(), search.position(), search.count());
+          found[part].settle();
+        }
+      }
+    });
+    const bool all_sound = std::all_of(sound.begin(), sound.end(), [](char is) { return is; });
+    STD_TORCH_CHECK(all_sound, kLinear, ": ", csr_fault(csr));
+    int64_t size = 0;
+    for (const auto& part : found) {
+      size += part.size();
+    }
+    if (size >= k) {
+      write_best(found, k, position, reinterpret_cast<uint32_t*>(value));
       return;
     }
-    STD_TORCH_CHECK(least > 0, kOnesNan);
+    STD_TORCH_CHECK(threshold > 0, kOnesNan);
   }
 }
 

@@ -294,6 +294,29 @@ void filter(
   }
 }
 
+int64_t list(const uint64_t* hits, int64_t groups, const unsigned char* skip, int32_t* column) {
+  constexpr int kAtOnce = 4;  // written even if they are fewer: how many is not to be foretold
+  int64_t count = 0;
+  for (int64_t group = 0; group < groups; ++group) {
+    uint64_t left = hits[group];
+    const int64_t after = count + __builtin_popcountll(left);
+    for (; count < after; count += kAtOnce) {
+      FULLSPECTRUM_UNROLL
+      for (int i = 0; i < kAtOnce; ++i) {
+        column[count + i] = static_cast<int32_t>(group * kColumns) + __builtin_ffsll(left) - 1;
+        left &= left - 1;
+      }
+    }
+    count = after;
+  }
+  int64_t kept = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    column[kept] = column[i];
+    kept += skip[column[i]] == 0;
+  }
+  return kept;
+}
+
 // ---- products in float32 ------------------------------------------------------------------------
 
 constexpr int kAtOnce = 8;  // sums that do not wait for each other
@@ -340,6 +363,8 @@ void multiply(
 
 }  // namespace
 
-GradientKernels gradient_kernels() { return {{kRows, kColumns, kEntries}, pack, filter, multiply}; }
+GradientKernels gradient_kernels() {
+  return {{kRows, kColumns, kEntries}, pack, filter, list, multiply};
+}
 
 }  // namespace fullspectrum::FULLSPECTRUM_ISA

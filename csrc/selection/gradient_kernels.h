@@ -55,6 +55,13 @@ struct GradientKernels {
       float least,
       uint64_t* hits  // [end - first, groups]
   );
+  // Writes the columns of a row's hits but those to skip, in order. Returns how many they are.
+  int64_t (*list)(
+      const uint64_t* hits,  // [groups]
+      int64_t groups,
+      const unsigned char* skip,  // [groups * shape.columns]
+      int32_t* column             // room for all, and for four more
+  );
   // out[i] = the product of a line of the gradients and column[i] of the inputs, in float32. The
   // order of its terms is fixed by the width alone.
   void (*multiply)(

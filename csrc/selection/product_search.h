@@ -48,6 +48,10 @@ class PackedProduct {
     kernels_.filter(grad_.lines, first, made_up, x_.lines, groups_, width_, margin, least, hits);
   }
 
+  // See GradientKernels.
+  int64_t list(const uint64_t* hits, const unsigned char* skip, int32_t* column) const {
+    return kernels_.list(hits, groups_, skip, column);
+  }
   void multiply(int64_t row, const int32_t* column, int64_t count, float* out) const {
     const float* grad = grad_.lines.value + row * width_;
     kernels_.multiply(grad, x_.lines.value, width_, column, count, out);
@@ -104,25 +108,30 @@ class RowSearch {
         hits_(new uint64_t[(most_rows + product.shape().rows) * product.groups()]),
         start_(most_rows + 1),
         at_(most_rows),
-        column_(new int32_t[most_rows * cols + product.shape().columns]),  // and made up ones
+        stored_(product.groups() * product.shape().columns),
+        column_(new int32_t[(most_rows + 1) * product.groups() * product.shape().columns]),
         value_(new float[most_rows * cols]),
-        position_(new int64_t[most_rows * cols]) {}
+        position_(new int64_t[most_rows * cols]) {
+    std::fill(stored_.begin() + cols, stored_.end(), 1);
+  }
 
   // What was found, in row-major order.
   int64_t count() const { return count_; }
   const int64_t* position() const { return position_.get(); }
   const rank_t* bits() const { return reinterpret_cast<const rank_t*>(value_.get()); }
-  // Whether all columns of these rows of the topology exist.
-  bool sound() const { return sound_; }
 
-  // Entries of rank above `threshold` in rows [first, end).
+  // Entries of rank above `threshold` in rows [first, end). False if the topology names columns
+  // that do not exist; so the next two.
   template <typename index_t>
-  void search(const CsrView<index_t>& csr, int64_t first, int64_t end, rank_t threshold) {
+  bool search(const CsrView<index_t>& csr, int64_t first, int64_t end, rank_t threshold) {
     float least;  // a rank is the bits of a magnitude and one: those above the threshold reach it
     const rank_t bits = std::min(threshold, Rank<float>::kInfinity);
     std::memcpy(&least, &bits, sizeof least);
     product_.filter(first, end, least, hits_.get());
-    compute(csr, first, end);
+    count_ = 0;
+    if (!compute(csr, first, end)) {
+      return false;
+    }
     int64_t kept = 0;
     rank_t* found = reinterpret_cast<rank_t*>(value_.get());
     for (int64_t row = first; row < end; ++row) {
@@ -133,47 +142,42 @@ class RowSearch {
       }
     }
     count_ = kept;
+    return true;
   }
 
   // All entries of one row in some groups of columns.
   template <typename index_t>
-  void sample(const CsrView<index_t>& csr, int64_t row, const std::vector<int64_t>& groups) {
+  bool sample(const CsrView<index_t>& csr, int64_t row, const std::vector<int64_t>& groups) {
     std::fill_n(hits_.get(), product_.groups(), 0);
     for (const int64_t group : groups) {
       hits_[group] = ~uint64_t{0} >> (64 - product_.shape().columns);
     }
-    compute(csr, row, row + 1);
+    if (!compute(csr, row, row + 1)) {
+      return false;
+    }
     count_ = start_[1];
-    std::fill_n(position_.get(), count_, 0);
+    return true;
   }
 
  private:
   // The products at all hits that are not stored.
   template <typename index_t>
-  void compute(const CsrView<index_t>& csr, int64_t first, int64_t end) {
-    const auto columns = static_cast<uint32_t>(product_.shape().columns);
-    sound_ = true;
+  bool compute(const CsrView<index_t>& csr, int64_t first, int64_t end) {
     int64_t count = 0;
     for (int64_t row = first; row < end; ++row) {
-      uint64_t* hits = hits_.get() + (row - first) * product_.groups();
-      for (int64_t p = csr.crow_indices[row]; p < csr.crow_indices[row + 1]; ++p) {
-        const auto column = static_cast<uint64_t>(csr.col_indices[p]);
-        if (column >= static_cast<uint64_t>(cols_)) {
-          sound_ = false;
-          continue;
+      const index_t* begin = csr.col_indices + csr.crow_indices[row];
+      const index_t* last = csr.col_indices + csr.crow_indices[row + 1];
+      for (const index_t* column = begin; column != last; ++column) {
+        if (static_cast<uint64_t>(*column) >= static_cast<uint64_t>(cols_)) {
+          return false;
         }
-        const auto narrow = static_cast<uint32_t>(column);
-        hits[narrow / columns] &= ~(uint64_t{1} << narrow % columns);
+        stored_[*column] = 1;
       }
       start_[row - first] = count;
-      for (int64_t group = 0; group < product_.groups(); ++group) {
-        for (uint64_t left = hits[group]; left != 0; left &= left - 1) {
-          column_[count++] = static_cast<int32_t>(group * columns + __builtin_ctzll(left));
-        }
-      }
-      // the columns by which the last group was made up
-      while (count > start_[row - first] && column_[count - 1] >= cols_) {
-        --count;
+      const uint64_t* hits = hits_.get() + (row - first) * product_.groups();
+      count += product_.list(hits, stored_.data(), column_.get() + count);
+      for (const index_t* column = begin; column != last; ++column) {
+        stored_[*column] = 0;
       }
     }
     const int64_t rows = end - first;
@@ -192,6 +196,7 @@ class RowSearch {
         );
       }
     }
+    return true;
   }
 
   static constexpr int64_t kBlockFloats = int64_t{1} << 17;
@@ -201,11 +206,11 @@ class RowSearch {
   std::unique_ptr<uint64_t[]> hits_;  // [rows, groups]
   std::vector<int64_t> start_;        // where each row's columns begin
   std::vector<int64_t> at_;
+  std::vector<unsigned char> stored_;  // which columns of a row are, or do not exist
   std::unique_ptr<int32_t[]> column_;
   std::unique_ptr<float[]> value_;
   std::unique_ptr<int64_t[]> position_;
   int64_t count_ = 0;
-  bool sound_ = true;
 };
 
 }  // namespace fullspectrum

@@ -9,9 +9,10 @@
 
 namespace fullspectrum {
 
-// Places where nothing is stored, drawn by their ranks among all such places. Ranks are drawn in
-// buckets of kBucket: first how many of each bucket, then which, each bucket with random numbers of
-// its own. So buckets may be worked on in any order, and every device draws the same.
+// Places where nothing is stored, drawn by their ranks among all such places: a free place stands
+// as many places behind its rank as entries are stored before it. Ranks are drawn in buckets of
+// kBucket: first how many of each bucket, then which, each bucket with random numbers of its own.
+// So buckets may be worked on in any order, and every device draws the same.
 constexpr int kBucketBits = 12;
 constexpr int64_t kBucket = int64_t{1} << kBucketBits;
 constexpr int64_t kBucketWords = kBucket / 64;

@@ -19,8 +19,7 @@ constexpr const char* kOp = "random_places";
 // Buckets that are worth a thread.
 constexpr int64_t kGrain = 64;
 
-// Walks through ranks and stored entries together: a free place stands as many places behind its
-// rank as entries are stored before it.
+// Walks through ranks and stored entries together.
 template <typename index_t>
 void write_places(
     const CsrView<index_t>& csr,

@@ -90,6 +90,19 @@ std::vector<ScoreGroup> check_topk_topologies(
   return one_by_one(kOp, wide, counts);
 }
 
+ScoreGroup check_bottomk_positions(const Tensor& scores, int64_t count) {
+  constexpr const char* kOp = "bottomk_positions";
+  STD_TORCH_CHECK(
+      count >= 0 && count <= scores.numel(),
+      kOp,
+      ": count must lie between 0 and the number of scores, ",
+      scores.numel(),
+      ", got ",
+      count
+  );
+  return group_of(kOp, check_scores(kOp, {scores}), scores.numel() - count);
+}
+
 Topology new_topology(const Tensor& scores, int64_t count) {
   const bool fits =
       std::max({scores.size(0), scores.size(1), count}) <= std::numeric_limits<int32_t>::max();

@@ -25,6 +25,9 @@ std::vector<ScoreGroup> check_topk_topologies(
     const std::vector<torch::stable::Tensor>& scores, const std::vector<int64_t>& counts
 );
 
+// Those of bottomk_positions, for scores of any shape; the group's count is that of the others.
+ScoreGroup check_bottomk_positions(const torch::stable::Tensor& scores, int64_t count);
+
 // The CSR fields of a matrix [rows, cols] with `count` entries, uninitialised; int32 where rows,
 // columns and entries fit.
 struct Topology {

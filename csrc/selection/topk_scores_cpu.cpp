@@ -258,22 +258,27 @@ class IsKept {
   typename Rank<scalar_t>::type threshold_;
 };
 
+// Tells of each of a chunk's scores whether it is kept.
+template <typename scalar_t>
+void mark_kept(const Chunk<scalar_t>& chunk, typename Rank<scalar_t>::type threshold, bool* mask) {
+  const ScoreKernels<scalar_t> kernels = FULLSPECTRUM_ACTIVE(score_kernels<scalar_t>());
+  const scalar_t least = number_of_order<scalar_t>(threshold);
+  if (kernels.mark(chunk.scores, chunk.size, least, mask) > chunk.kept) {
+    // some that equal the threshold must go, and NaNs
+    IsKept<scalar_t> is_kept(chunk, threshold);
+    std::transform(chunk.scores, chunk.scores + chunk.size, mask, is_kept);
+  }
+}
+
 template <typename scalar_t>
 void write_masks(const std::vector<ScoreGroup>& groups, const std::vector<bool*>& masks) {
-  const ScoreKernels<scalar_t> kernels = FULLSPECTRUM_ACTIVE(score_kernels<scalar_t>());
   TopScores<scalar_t> top;
   size_t first = 0;  // tensor of the group
   for (const ScoreGroup& group : groups) {
     const std::vector<Chunk<scalar_t>> chunks = top.select(group);
-    const scalar_t least = number_of_order<scalar_t>(top.threshold());
     for_each_in_parts(chunks.size(), [&](int64_t, int64_t c) {
       const Chunk<scalar_t>& chunk = chunks[c];
-      bool* mask = masks[first + chunk.tensor] + chunk.begin;
-      if (kernels.mark(chunk.scores, chunk.size, least, mask) > chunk.kept) {
-        // some that equal the threshold must go, and NaNs
-        IsKept<scalar_t> is_kept(chunk, top.threshold());
-        std::transform(chunk.scores, chunk.scores + chunk.size, mask, is_kept);
-      }
+      mark_kept(chunk, top.threshold(), masks[first + chunk.tensor] + chunk.begin);
     });
     first += group.scores.size();
   }
@@ -290,6 +295,42 @@ std::vector<Tensor> topk_masks_cpu(std::vector<Tensor> scores, std::vector<int64
   const bool is_double = scores[0].scalar_type() == ScalarType::Double;
   is_double ? write_masks<double>(groups, mask_data) : write_masks<float>(groups, mask_data);
   return masks;
+}
+
+// Writes where the scores of a single tensor are that are not kept.
+template <typename scalar_t>
+void write_others(
+    const ScoreGroup& group,
+    int64_t* positions  // [size - count]
+) {
+  TopScores<scalar_t> top;
+  const std::vector<Chunk<scalar_t>> chunks = top.select(group);
+  std::vector<int64_t> before{0};
+  for (const Chunk<scalar_t>& chunk : chunks) {
+    before.push_back(before.back() + chunk.size - chunk.kept);
+  }
+  const std::unique_ptr<bool[]> masks(new bool[thread_count() * kChunk]);
+  const std::unique_ptr<int64_t[]> places(new int64_t[thread_count() * kChunk]);
+  for_each_in_parts(chunks.size(), [&](int64_t part, int64_t c) {
+    bool* mask = masks.get() + part * kChunk;
+    int64_t* place = places.get() + part * kChunk;
+    mark_kept(chunks[c], top.threshold(), mask);
+    int64_t number = 0;
+    for (int64_t i = 0; i < chunks[c].size; ++i) {  // without a branch
+      place[number] = chunks[c].begin + i;
+      number += !mask[i];
+    }
+    std::copy_n(place, number, positions + before[c]);
+  });
+}
+
+Tensor bottomk_positions_cpu(Tensor scores, int64_t count) {
+  const ScoreGroup group = check_bottomk_positions(scores, count);
+  Tensor positions = torch::stable::new_empty(scores, {count}, ScalarType::Long);
+  int64_t* data = positions.mutable_data_ptr<int64_t>();
+  const bool is_double = scores.scalar_type() == ScalarType::Double;
+  is_double ? write_others<double>(group, data) : write_others<float>(group, data);
+  return positions;
 }
 
 // Writes a chunk's kept scores, of which `out` come before, and the starts of the rows in it.
@@ -397,6 +438,7 @@ std::tuple<std::vector<Tensor>, std::vector<Tensor>> topk_topologies_cpu(
 }  // namespace
 
 FULLSPECTRUM_CPU_KERNELS(m) {
+  m.impl("bottomk_positions", TORCH_BOX(&bottomk_positions_cpu));
   m.impl("topk_masks", TORCH_BOX(&topk_masks_cpu));
   m.impl("topk_topologies", TORCH_BOX(&topk_topologies_cpu));
 }

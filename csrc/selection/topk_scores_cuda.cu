@@ -192,6 +192,16 @@ std::vector<Tensor> topk_masks_cuda(std::vector<Tensor> scores, std::vector<int6
   return masks;
 }
 
+Tensor bottomk_positions_cuda(Tensor scores, int64_t count) {
+  const ScoreGroup group = check_bottomk_positions(scores, count);
+  const DeviceScope scope(scores);
+  Tensor marked = torch::stable::new_zeros(scores, {group.size}, ScalarType::Bool);
+  with_marker(scope, {group}, [&](auto&& marker) {
+    marker.run(group, marked.mutable_data_ptr<bool>());
+  });
+  return torch::stable::reshape(nonzero(logical_not(marked)), {count});
+}
+
 // The topology of a mask with as many ones as it has room for.
 Topology topology_of(
     const DeviceScope& scope, const bool* mask, const Tensor& scores, Topology topology
@@ -247,6 +257,7 @@ std::tuple<std::vector<Tensor>, std::vector<Tensor>> topk_topologies_cuda(
 }  // namespace
 
 FULLSPECTRUM_CUDA_KERNELS(m) {
+  m.impl("bottomk_positions", TORCH_BOX(&bottomk_positions_cuda));
   m.impl("topk_masks", TORCH_BOX(&topk_masks_cuda));
   m.impl("topk_topologies", TORCH_BOX(&topk_topologies_cuda));
 }

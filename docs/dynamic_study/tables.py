@@ -131,6 +131,26 @@ def changes(name: str, runs: Runs) -> None:
     table(head, (row(measure, method) for measure in range(len(MEASURES)) for method in runs))
 
 
+def summary(panels: dict[tuple[str, float], tuple[Runs, Runs]]) -> None:
+    """Print in how many panels a measure rose and fell, by intervals that leave 0 out."""
+
+    def row(measure: int, method: str) -> list[str]:
+        cells = []
+        for to, start in STEPS:
+            ends, begins = mean_of(to, measure), mean_of(start, measure)
+            tests = [
+                paired_test([ends(line) - begins(line) for line in runs[method].values()])
+                for _, runs in panels.values()
+            ]
+            rose, fell = sum(test.low > 0 for test in tests), sum(test.high < 0 for test in tests)
+            cells.append(f"{rose} up, {fell} down" if rose or fell else "none")
+        return [MEASURES[measure], method, *cells]
+
+    methods = next(iter(panels.values()))[1]
+    head = (f"of {len(panels)}", "method", *(f"{to} − {start}" for to, start in STEPS))
+    table(head, (row(measure, method) for measure in range(len(MEASURES)) for method in methods))
+
+
 def layers(name: str, runs: Runs) -> None:
     """Print the same of each layer, from the start to the end."""
 
@@ -199,6 +219,50 @@ def courses(panels: dict[tuple[str, float], tuple[Runs, Runs]]) -> None:
     )
 
 
+def degrees(panels: dict[tuple[str, float], tuple[Runs, Runs]]) -> None:
+    """Print how uneven degrees are, and how many layers keep to the Ramanujan bound."""
+
+    def rows() -> Iterator[list[str]]:
+        for (model, sparsity), (runs, _) in panels.items():
+            for method in [name for name in runs if name != "dense"]:
+                found = [_degrees(entry) for entry in runs[method].values()]
+                means = [statistics.fmean(figures) for figures in zip(*found, strict=True)]
+                pairs = zip(means[::2], means[1::2], strict=True)
+                cells = [f"{begin:.2f} → {end:.2f}" for begin, end in pairs]
+                yield [model, f"{sparsity:.0%}", method, *cells]
+
+    table(
+        (
+            "model",
+            "sparsity",
+            "method",
+            "variation of degrees",
+            "units without a weight",
+            "layers of a gap > 0",
+        ),
+        rows(),
+    )
+
+
+def _degrees(entry: Line) -> list[float]:
+    """Of a run, at the start and at the end each: the three figures of that table."""
+    ends = entry["run"]["degrees_after"]
+    begins = entry["run"].get("degrees_before", ends)
+    figures = []
+    for layers in (begins, ends):
+        sides = [
+            [degree for degree, count in side for _ in range(count)]
+            for layer in layers.values()
+            for side in layer.values()
+        ]
+        figures.append(statistics.fmean(statistics.pstdev(s) / statistics.fmean(s) for s in sides))
+        every = [degree for side in sides for degree in side]
+        figures.append(every.count(0) / len(every))
+    gaps = entry["history"]["coordinate_layers"].values()
+    kept = [statistics.fmean(gap[at][0] > 0 for gap in gaps) for at in (0, -1)]
+    return [figures[0], figures[2], figures[1], figures[3], *kept]
+
+
 def moments(steps: Sequence[int]) -> list[int]:
     """The places of the beginning, the first measurement, a quarter, a half, and so on."""
     last = len(steps) - 1
@@ -215,10 +279,13 @@ def study(title: str, folder: Path) -> None:
     )
     accuracies(panels)
     print("## Each measure from the start to the end, mean over the layers\n")
+    summary(pruned)
     for (model, sparsity), (_, runs) in pruned.items():
         changes(f"**{model}, {sparsity:.0%}**", runs)
     print("## Guided and unguided, at the end\n")
     guidance(pruned)
+    print("## Degrees, from the start to the end, mean over seeds\n")
+    degrees(pruned)
     print("## Over time, mean over seeds and layers\n")
     courses(pruned)
     print("## Layer by layer\n")

@@ -16,7 +16,7 @@ from fullspectrum_ext.dynamic import (
     Turn,
     apportion,
 )
-from fullspectrum_ext.dynamic.gradual import Shrinking
+from fullspectrum_ext.dynamic.gradual import GradualMagnitude
 from fullspectrum_ext.ops import smallest_magnitudes
 
 NEVER = 2**53  # more steps than a training has: these loops do not say beforehand how many they are
@@ -57,7 +57,13 @@ class Scheduled(Method):
         if self.is_asked:
             self.is_asked = False
             self._asked += 1
-        return super().update(layers, replace(turn, step=turn.step - self._asked))
+        step = turn.step - self._asked
+        turn = replace(turn, step=step, progress=self.progress_at(step))
+        return super().update(layers, turn)
+
+    def progress_at(self, step: int) -> float:
+        """Return the share of a schedule that is over; there is none."""
+        return 0.0
 
     def state_dict(self) -> dict[str, Any]:
         """Return how often it was asked, and what the method remembers."""
@@ -144,51 +150,37 @@ class MomentumExploration(Exploration, SNFS):
 
 
 @dataclass(kw_only=True)
-class GradualExploration(Scheduled, GraNet):
-    """GraNet on the schedule of its code, which counts in updates.
+class Gradual(Scheduled):
+    """The sparsity rises from one update to a later one.
 
     Args:
-        begin: Number of the update at which the sparsity begins to rise.
-        end: That at which it is reached.
-        reached: As of :class:`fullspectrum_ext.dynamic.GraNet`; ``begin`` and ``end`` decide here.
+        begin: Number of the update at which it begins to rise.
+        end: That at which it has risen.
     """
 
     begin: int
     end: int
-    reached: float = 1.0
 
-    def update(self, layers: Sequence[DynamicLayer], turn: Turn) -> list[Change]:
-        """Prune, then drop and grow."""
-        return super().update(layers, replace(turn, progress=progress_of(self, turn)))
+    def progress_at(self, step: int) -> float:
+        """Return the share of the way to the final sparsity."""
+        done = (step // self.every - self.begin) / (self.end - self.begin)
+        return min(max(done, 0.0), 1.0)
 
 
 @dataclass(kw_only=True)
-class GradualShrinking(Scheduled, Shrinking):
-    """The same without growth: gradual magnitude pruning.
+class GradualExploration(Gradual, GraNet):
+    """GraNet on the schedule of its code, which counts in updates.
 
     Args:
-        begin: Number of the update at which the sparsity begins to rise.
-        end: That at which it is reached.
+        reached: As of :class:`fullspectrum_ext.dynamic.GraNet`, a share of the schedule here.
     """
 
-    begin: int
-    end: int
-
-    def update(self, layers: Sequence[DynamicLayer], turn: Turn) -> list[Change]:
-        """Drop what is too much."""
-        drops = self.surplus(layers, progress_of(self, turn), 1.0)
-        return [Change(drop, drop.new_empty(0)) for drop in drops]
+    reached: float = 1.0
 
 
-def progress_of(method: GradualExploration | GradualShrinking, turn: Turn) -> float:
-    """Return the share of the way to the final sparsity, in [0, 1].
-
-    Args:
-        method: Says between which updates.
-        turn: Says at which step.
-    """
-    done = (turn.step // method.every - method.begin) / (method.end - method.begin)
-    return min(max(done, 0.0), 1.0)
+@dataclass(kw_only=True)
+class GradualShrinking(Gradual, GradualMagnitude):
+    """Gradual magnitude pruning on the same schedule."""
 
 
 def nearest_zero(values: Tensor, count: int) -> Tensor:

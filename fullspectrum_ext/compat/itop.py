@@ -9,7 +9,8 @@ from typing import Any
 from torch import nn, optim
 
 from fullspectrum_ext._layers import Patterns
-from fullspectrum_ext.compat.masking import CosineDecay, Decay, MaskingBase
+from fullspectrum_ext.compat import masking
+from fullspectrum_ext.compat.masking import Decay, MaskingBase
 from fullspectrum_ext.compat.modes import check_args, check_mode, check_ratio, exploration
 
 __all__ = ["CosineDecay", "LinearDecay", "Masking", "add_sparse_args"]
@@ -46,6 +47,26 @@ def add_sparse_args(parser: argparse.ArgumentParser) -> None:
     add("--density", type=float, default=0.05, help="fraction of the weights kept")
     add("--update_frequency", type=int, default=100, help="steps from one update to the next")
     add("--decay-schedule", default="cosine", help="cosine or linear")
+
+
+class CosineDecay(masking.CosineDecay):
+    """The same under the original's name of the first argument.
+
+    Args:
+        death_rate: At first.
+        T_max: Steps until the end.
+        eta_min: At the end, and after it.
+        last_epoch: The step to begin behind.
+
+    Example:
+        >>> CosineDecay(death_rate=0.5, T_max=100).get_dr()
+        0.5
+    """
+
+    def __init__(
+        self, death_rate: float, T_max: float, eta_min: float = 0.005, last_epoch: int = -1
+    ) -> None:
+        super().__init__(death_rate, T_max, eta_min, last_epoch)
 
 
 class LinearDecay:

@@ -67,7 +67,7 @@ class TopologyLogger:
         """Return what was done since the last call, as lists that JSON can hold.
 
         Returns:
-            ``topology_steps``, and of all layers together ``topology_overlap``,
+            ``topology_steps``, and of the updated layers together ``topology_overlap``,
             ``topology_churn`` and ``topology_explored`` (None, where it was not asked for).
         """
         told, self._told = self._told, []

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from fullspectrum_ext import _checks
-from fullspectrum_ext.ops.topk_scores import topk_masks
 
 _OPERATORS = torch.ops.fullspectrum
 
@@ -129,11 +128,8 @@ def smallest_magnitudes(values: Tensor, k: int) -> Tensor:
     if values.dim() != 1:
         raise ValueError(f"values: expected one dimension, got shape {tuple(values.shape)}")
     _checks.check_integer("k", k, 0, values.shape[0])
-    if k == 0:
-        return values.new_empty(0, dtype=torch.int64)
     magnitude = values.detach().abs().nan_to_num_(nan=torch.inf, posinf=torch.inf)
-    (kept,) = topk_masks([magnitude], [values.shape[0] - k])
-    return kept.logical_not_().nonzero().reshape(-1)
+    return _OPERATORS.bottomk_positions.default(magnitude.contiguous(), k)
 
 
 def _check_rising(name: str, positions: Tensor, col_indices: Tensor, end: int) -> None:
@@ -168,3 +164,8 @@ def _fake(
         col_indices.new_empty((nnz,), dtype=torch.int64),
         col_indices.new_empty((1,), dtype=torch.int64),
     )
+
+
+@torch.library.register_fake("fullspectrum::bottomk_positions")
+def _fake_positions(scores: Tensor, count: int) -> Tensor:
+    return scores.new_empty((count,), dtype=torch.int64)

@@ -398,6 +398,18 @@ def test_granet_begins_in_the_epoch_asked_for(method):
     assert counts[29:] == [round(0.1 * total)] * 11
 
 
+def test_pruning_more_between_goes_by_the_schedule():
+    optimizer, mask, loader = granet_masking(model := network(), "--method GMP --init-density 1")
+    counts = []
+    for batch in loader:
+        train(model, optimizer, [batch], mask)
+        counts.append(mask.masks.nnz)
+        mask.truncate_weights()
+        assert mask.masks.nnz == counts[-1]  # what is due is there already
+    changed = [step for step in range(2, 11) if counts[step - 1] != counts[step - 2]]
+    assert changed == [3, 6, 9]
+
+
 def test_granet_keeps_the_first_layer_dense():
     class Net(nn.Module):
         def __init__(self):
@@ -507,7 +519,8 @@ SIGNATURES = {
         "threshold=0.001 args=None"
     ),
     itop.Masking.add_module: "module density sparse_init='ER'",
-    itop.CosineDecay: "prune_rate T_max eta_min=0.005 last_epoch=-1",
+    itop.CosineDecay: "death_rate T_max eta_min=0.005 last_epoch=-1",
+    granet.CosineDecay: "prune_rate T_max eta_min=0.005 last_epoch=-1",
     itop.LinearDecay: "death_rate factor=0.99 frequency=600",
     granet.Masking: (
         "optimizer prune_rate=0.3 growth_death_ratio=1.0 prune_rate_decay=None "

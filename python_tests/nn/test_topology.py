@@ -115,8 +115,7 @@ def test_values_and_state_follow_and_nothing_else_changes(name, grow):
     assert_equal_state(new_rest, rest)
 
     expected = dense.flatten().clone()
-    expected[(dense.flatten() != 0).nonzero().flatten()[drop]] = 0
-    expected[grown] = 0
+    expected[(dense.flatten() != 0).nonzero().flatten()[gone]] = 0
     assert torch.equal(layer.to_dense().flatten(), expected)
     assert [{**g, "params": None} for g in optimizer.param_groups] == groups_before
     for parameter, was, (was_held, was_rest) in zip(bystanders, before, states_before, strict=True):

@@ -1,3 +1,6 @@
+import hashlib
+import os
+import pathlib
 import subprocess
 import sys
 
@@ -7,7 +10,7 @@ from helpers import random_csr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fullspectrum_ext import ops
+from fullspectrum_ext import _core, ops
 from fullspectrum_ext.reference import topology as reference
 
 OP = torch.ops.fullspectrum.dense_grad_topk.default
@@ -150,22 +153,135 @@ def test_inputs_may_be_strided_and_require_gradients(device):
     assert_top(found, grad.T @ x, (crow_indices, col_indices), 40)
 
 
-@pytest.mark.parametrize("threads", [1, 2, 5])
-def test_the_same_bits_each_time_at_any_number_of_threads(threads):
-    crow_indices, col_indices, _, _, _ = random_csr(700, 900, 0.05)
+def test_the_same_bits_each_time_at_any_number_of_threads():
+    index = random_csr(700, 900, 0.05)[:2]
     grad, x = torch.randn(16, 700), torch.randn(16, 900)
     exact_grad, exact_x = integers(16, 700), integers(16, 900)
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    found = []
     try:
-        runs = [ops.dense_grad_topk(grad, x, crow_indices, col_indices, 9000) for _ in range(2)]
-        exact = ops.dense_grad_topk(exact_grad, exact_x, crow_indices, col_indices, 9000)
+        for threads in (1, 1, 2, 5):
+            torch.set_num_threads(threads)
+            found.append(ops.dense_grad_topk(grad, x, *index, 9000))
+            exact = ops.dense_grad_topk(exact_grad, exact_x, *index, 9000)
+            assert_top(exact, exact_grad.T @ exact_x, index, 9000)
     finally:
         torch.set_num_threads(before)
 
-    assert torch.equal(runs[0].positions, runs[1].positions)
-    assert torch.equal(runs[0].values, runs[1].values)
-    assert_top(exact, exact_grad.T @ exact_x, (crow_indices, col_indices), 9000)
+    for other in found[1:]:
+        assert torch.equal(found[0].positions, other.positions)
+        assert torch.equal(found[0].values, other.values)
+
+
+# ---- the bounds that say which products are computed on the CPU ----------------------------------
+
+
+def operands(kind):
+    """Gradients and inputs that are hard to bound from small integers."""
+    torch.manual_seed(3)
+    rows, cols, batch = 130, 170, {"one": 1, "long": 3000}.get(kind, 33)
+    grad, x = torch.randn(batch, rows), torch.randn(batch, cols)
+    if kind == "ranges":  # of lines and within lines
+        grad *= 10.0 ** torch.empty(batch, rows).uniform_(-9, 3)
+        x *= 10.0 ** torch.empty(1, cols).uniform_(-9, 3)
+    elif kind == "cancellation":
+        grad[1::2] = -grad[:-1:2] * (1 + 1e-6)
+        x[1::2] = x[:-1:2]
+    elif kind == "one sample":
+        grad[7] *= 1e4
+        x[9] *= 1e4
+    elif kind == "equal":
+        grad, x = torch.ones(batch, rows), torch.ones(batch, cols) * 0.3
+    elif kind == "zeros":
+        grad[:, ::2], x[:, 10:] = 0, 0
+    elif kind == "tiny":  # products that are denormal, or zero
+        grad, x = grad * 1e-20, x * 1e-20
+    elif kind == "denormal":
+        grad = grad * 1e-40
+    elif kind == "huge":  # products that are infinite
+        grad[:, :9] *= 1e30
+        x[:, :5] *= 1e20
+    elif kind == "not finite":
+        grad[3, 5], x[4, 6], x[5, 7] = torch.nan, torch.inf, -torch.inf
+    return grad, x
+
+
+KINDS = ["normal", "one", "long", "ranges", "cancellation", "one sample", "equal", "zeros", "tiny"]
+KINDS += ["denormal", "huge", "not finite"]
+
+
+def assert_chosen_from_all_products(kind):
+    """Check small choices by what the operator gives where nothing is left out."""
+    grad, x = operands(kind)
+    rows, cols = grad.shape[1], x.shape[1]
+    crow_indices, col_indices, _, mask, _ = random_csr(rows, cols, 0.1, seed=1)
+    index = (crow_indices, col_indices)
+    all_of_them = ops.dense_grad_topk(grad, x, *index, rows * cols - col_indices.numel())
+    gradient = torch.zeros(rows, cols)
+    gradient[~mask] = all_of_them.values
+    for k in (1, 50, 700, 6000):
+        found = ops.dense_grad_topk(grad, x, *index, k)
+        positions, values = reference.largest_outside(gradient, *index, k)
+        assert found.positions.tolist() == positions.tolist(), (kind, k)
+        torch.testing.assert_close(found.values, values, rtol=0, atol=0, equal_nan=True)
+    return all_of_them.values
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_largest_are_those_of_all_products(kind):
+    values = assert_chosen_from_all_products(kind)
+
+    if kind in {"normal", "long", "one sample"}:
+        grad, x = (tensor.double() for tensor in operands(kind))
+        mask = random_csr(grad.shape[1], x.shape[1], 0.1, seed=1)[3]
+        largest = (grad.abs().T @ x.abs())[~mask]
+        assert ((values.double() - (grad.T @ x)[~mask]).abs() <= 1e-6 * largest).all()
+
+
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "baseline"])
+def test_every_instruction_set_chooses_from_all_products(isa):
+    here = pathlib.Path(__file__).parent
+    code = """
+import hashlib, test_dense_grad_topk as tests
+values = [tests.assert_chosen_from_all_products(kind).nan_to_num() for kind in tests.KINDS]
+print(hashlib.sha256(b"".join(v.numpy().tobytes() for v in values)).hexdigest())
+"""
+    result = subprocess.run(
+        [sys.executable, "-P", "-c", code],
+        env={**os.environ, "FULLSPECTRUM_ISA": isa, "PYTHONPATH": f"{here.parent}:{here}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert result.returncode == 0, result.stderr
+    if isa == "avx512" and _core.active_isa() == "avx512_vnni":  # the same products
+        values = [assert_chosen_from_all_products(kind).nan_to_num() for kind in KINDS]
+        digest = hashlib.sha256(b"".join(value.numpy().tobytes() for value in values))
+        assert result.stdout.strip() == digest.hexdigest()
+
+
+def test_a_sample_unlike_the_whole_does_no_harm():
+    # 1024 rows are sampled, here every other one: all that is large stands there
+    rows, cols, k = 2048, 40, 30_000
+    grad, x = torch.randn(3, rows), torch.randn(3, cols)
+    grad[:, 1::2] *= 1e-3
+    index = (torch.zeros(rows + 1, dtype=torch.int64), torch.empty(0, dtype=torch.int64))
+    gradient = torch.empty(rows, cols)
+    gradient.view(-1)[:] = ops.dense_grad_topk(grad, x, *index, rows * cols).values
+
+    for shift in (0, 1):
+        found = ops.dense_grad_topk(grad.roll(shift, 1), x, *index, k)
+        assert_top(found, gradient.roll(shift, 0), index, k)
+
+
+def test_as_many_rows_and_columns_as_fill_no_group():
+    for rows, cols in ((1, 1), (9, 47), (8, 48), (7, 49), (17, 96), (3, 1000)):
+        grad, x = integers(5, rows), integers(5, cols)
+        index = random_csr(rows, cols, 0.2)[:2]
+        k = (rows * cols - index[1].numel()) // 3
+        found = ops.dense_grad_topk(grad, x, *index, k)
+        assert_top(found, grad.T @ x, index, k)
 
 
 # ---- convolution ---------------------------------------------------------------------------------

@@ -155,6 +155,24 @@ def test_the_drop_is_that_of_a_stable_sort(values, share, dtype):
     assert found.tolist() == sorted(ranked[:k])
 
 
+def test_the_smallest_of_many_are_those_of_a_stable_sort():
+    values = torch.randn(100_000).mul_(20).round_()  # with ties, in several chunks
+    for k in (1, 40_000, 99_999):
+        order = values.abs().argsort(descending=True, stable=True)[100_000 - k :]
+        assert torch.equal(ops.smallest_magnitudes(values, k), order.sort().values)
+
+
+def test_opcheck_of_the_smallest(device):
+    scores = torch.tensor([1.0, 0.5, 2.0, 0.5], device=device)
+    torch.library.opcheck(torch.ops.fullspectrum.bottomk_positions.default, (scores, 3))
+
+
+@pytest.mark.parametrize("count", [-1, 3])
+def test_the_smallest_are_at_most_all(count, device):
+    with pytest.raises(RuntimeError, match=f"number of scores, 2, got {count}"):
+        torch.ops.fullspectrum.bottomk_positions.default(torch.ones(2, device=device), count)
+
+
 # ---- refusals ------------------------------------------------------------------------------------
 
 
