@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from dynamic_courses import METHODS
 from torch import nn
 
 import fullspectrum_ext as fs
@@ -122,16 +123,33 @@ def test_models_and_optimizers_that_do_not_fit():
         DynamicSparsity(model, torch.optim.LBFGS(model.parameters()), "set", steps=10, every=2)
 
 
-def test_recurrent_layers_take_methods_that_need_no_dense_gradient():
+@pytest.mark.parametrize("method", METHODS)
+def test_recurrent_layers_take_methods_that_need_no_dense_gradient(method):
     model = nn.Sequential(nn.GRU(4, 6))
     fs.sparsify(model, fs.prune(model, "random", sparsity=0.5, seed=0), backend="masked")
-    with pytest.raises(ValueError, match="RigL needs dense gradients"):
-        of(model, "rigl", every=2)
-    found = of(model, "set", every=1)
+    options = {"every": 2, **METHODS[method]}
+    made = dynamic.method.make_method(method, options)
+    if made.needs_gradients or made.observes:
+        message = (
+            rf"{type(made).__name__} needs dense gradients, which are not to be had of "
+            r"0\.weight_ih_l0 in a MaskedGRU; give it another method"
+        )
+        with pytest.raises(ValueError, match=message):
+            of(model, made)
+        return
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+    found = DynamicSparsity(model, optimizer, made, steps=10, seed=0)
     before = found.masks
-    assert found.step()
-    assert found.masks != before
-    assert found.masks.nnz == before.nnz
+    for _ in range(10):
+        optimizer.zero_grad()
+        model(torch.randn(5, 3, 4))[0].square().sum().backward()
+        optimizer.step()
+        found.step()
+    after = found.masks
+    assert after != before
+    assert after.nnz == (before.nnz if method != "gmp" else round(0.1 * before.numel))
+    for name, mask in after.items():
+        assert not model.get_parameter(name)[~mask].any()
 
 
 def test_no_backward_pass_is_said():
