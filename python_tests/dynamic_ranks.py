@@ -3,11 +3,13 @@
 Run as ``python dynamic_ranks.py FOLDER RANK SIZE``: every check writes None or its traceback.
 """
 
+import argparse
 import copy
 import hashlib
 import io
 import json
 import pathlib
+import runpy
 import sys
 import traceback
 from datetime import timedelta
@@ -20,8 +22,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 import fullspectrum_ext as fs
 from fullspectrum_ext import dynamic as methods
+from fullspectrum_ext.compat import itop
 from fullspectrum_ext.dynamic import DynamicSparsity
 
+RECIPE = pathlib.Path(__file__).resolve().parents[1] / "docs" / "recipes" / "ddp.py"
 CHECKS = []
 
 
@@ -492,6 +496,41 @@ def shards_are_refused():
     )
     with refused(ValueError, "parameters_as_bucket_view"):
         DynamicSparsity(model, zero, "set", steps=9, every=2)
+
+
+@check
+def the_recipe_leads_to_a_checkpoint():
+    """With which that of a run that was killed is compared."""
+    held = dist.init_process_group, dist.destroy_process_group
+    dist.init_process_group = dist.destroy_process_group = lambda *_: None  # we have one
+    try:
+        runpy.run_path(str(RECIPE))["main"](pathlib.Path(sys.argv[1]) / "whole.pt")
+    finally:
+        dist.init_process_group, dist.destroy_process_group = held
+
+
+@check
+def masking_of_elsewhere_draws_and_changes_the_same_masks_on_all_ranks():
+    args = argparse.Namespace(fix=False, update_frequency=5)
+    for growth in ("random", "gradient"):
+        torch.manual_seed(3)
+        ddp = DistributedDataParallel(mlp().float())
+        torch.manual_seed(17 + dist.get_rank())  # as ITOP's script for ImageNet does
+        optimizer = torch.optim.SGD(ddp.parameters(), lr=0.05, momentum=0.9)
+        mask = itop.Masking(optimizer, 0.5, growth_mode=growth, args=args)
+        mask.add_module(ddp, density=0.2, sparse_init="ERK")
+        first = mask.masks
+        same_everywhere(first.digest())
+        for _ in range(20):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(ddp(torch.randn(8, 20)), torch.zeros(8).long()).backward()
+            mask.step()
+        assert mask.masks != first
+        assert mask.masks.nnz == round(0.2 * first.numel)
+        same_everywhere((mask.masks.digest(), mask.fired_masks_update()))
+    with refused(ValueError, "backend: expected 'masked' with torch.distributed"):
+        mask = itop.Masking(optimizer, args=args)
+        mask.add_module(ddp, 0.2, "ERK", backend="sparse")
 
 
 def main():

@@ -28,6 +28,8 @@ using torch::stable::Tensor;
 constexpr int64_t kTileSize = int64_t{1} << 18;
 // Entries that a thread searches at a time.
 constexpr int64_t kPartSize = int64_t{1} << 19;
+// A column's number is an int32_t there.
+constexpr int64_t kMostColumns = (int64_t{1} << 31) - 1;
 // Rows and entries of a sample, and the largest share of a row's groups of columns.
 constexpr int64_t kSampledRows = 1024;
 constexpr int64_t kSample = int64_t{1} << 16;
@@ -247,7 +249,8 @@ std::tuple<Tensor, Tensor> select_of_tiles(
 std::tuple<Tensor, Tensor> dense_grad_topk_cpu(
     Tensor grad, Tensor x, Tensor crow_indices, Tensor col_indices, int64_t k
 ) {
-  if (x.scalar_type() == ScalarType::Double) {
+  const int64_t cols = x.dim() > 0 ? x.size(x.dim() - 1) : 0;
+  if (x.scalar_type() == ScalarType::Double || cols > kMostColumns) {
     const GradientTiles tiles =
         linear_gradient_tiles(grad, x, crow_indices, col_indices, k, kTileSize);
     return select_of_tiles(kLinear, tiles, x, crow_indices, col_indices, k);

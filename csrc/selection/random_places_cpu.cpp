@@ -19,6 +19,35 @@ constexpr const char* kOp = "random_places";
 // Buckets that are worth a thread.
 constexpr int64_t kGrain = 64;
 
+// Entries that are compared with a rank at a time.
+constexpr int64_t kAhead = 8;
+
+// How many more entries than `stored` come before the free place of this rank in a row that ends
+// with entry row_end. Most often it is few, but no branch depends on how many of the first eight.
+template <typename index_t>
+int64_t pass_stored(
+    const index_t* col,  // [nnz]
+    int64_t stored,
+    int64_t row_end,
+    int64_t rank_in_row
+) {
+  const int64_t begin = stored;
+  int64_t passed = kAhead;
+  while (passed == kAhead && stored + kAhead <= row_end) {
+    const auto limit = static_cast<index_t>(rank_in_row + stored);
+    index_t before = 0;
+    for (index_t i = 0; i < kAhead; ++i) {
+      before += col[stored + i] - i <= limit;
+    }
+    passed = before;
+    stored += passed;
+  }
+  while (passed == kAhead && stored < row_end && col[stored] - stored <= rank_in_row) {
+    ++stored;
+  }
+  return stored - begin;
+}
+
 // Walks through ranks and stored entries together.
 template <typename index_t>
 void write_places(
@@ -46,10 +75,9 @@ void write_places(
           while ((row + 1) * csr.cols - csr.crow_indices[row + 1] <= rank) {
             stored = csr.crow_indices[++row];
           }
-          const int64_t row_end = csr.crow_indices[row + 1];
-          while (stored < row_end && row * csr.cols + csr.col_indices[stored] - stored <= rank) {
-            ++stored;
-          }
+          stored += pass_stored(
+              csr.col_indices, stored, csr.crow_indices[row + 1], rank - row * csr.cols
+          );
           places[out++] = rank + stored;
         }
       }

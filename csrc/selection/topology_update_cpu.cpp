@@ -4,6 +4,7 @@
 #include <atomic>
 #include <string>
 #include <tuple>
+#include <vector>
 
 #include "common/csr.h"
 #include "common/dispatch.h"
@@ -30,6 +31,50 @@ void check_rising(const char* name, const int64_t* list, int64_t size, int64_t e
   STD_TORCH_CHECK(good, kOp, ": ", name, " must rise strictly within [0, ", end, ")");
 }
 
+// A row's entries without those that are dropped. No branch depends on which these are.
+template <typename index_t>
+class Shortened {
+ public:
+  explicit Shortened(int64_t longest) : is_dropped_(longest, 0), col_(longest), source_(longest) {}
+
+  // Writes entries [begin, end) but for those in `dropped`, and returns how many they are.
+  int64_t write(
+      const index_t* col,  // [nnz]
+      int64_t begin,
+      int64_t end,
+      const int64_t* dropped,
+      const int64_t* dropped_end,
+      index_t* new_col,
+      int64_t* source
+  ) {
+    std::for_each(dropped, dropped_end, [&](int64_t p) { is_dropped_[p - begin] = 1; });
+    int64_t kept = 0;
+    for (int64_t p = begin; p < end; ++p) {
+      col_[kept] = col[p];
+      source_[kept] = p;
+      kept += 1 - is_dropped_[p - begin];
+    }
+    std::for_each(dropped, dropped_end, [&](int64_t p) { is_dropped_[p - begin] = 0; });
+    std::copy_n(col_.data(), kept, new_col);
+    std::copy_n(source_.data(), kept, source);
+    return kept;
+  }
+
+ private:
+  std::vector<uint8_t> is_dropped_;
+  std::vector<index_t> col_;
+  std::vector<int64_t> source_;
+};
+
+template <typename index_t>
+int64_t longest_row(const CsrView<index_t>& csr) {
+  int64_t longest = 0;
+  for (int64_t row = 0; row < csr.rows; ++row) {
+    longest = std::max<int64_t>(longest, csr.crow_indices[row + 1] - csr.crow_indices[row]);
+  }
+  return longest;
+}
+
 // Merges what is kept of each row with what grows in it. Returns how many grown positions are kept
 // ones as well.
 template <typename index_t>
@@ -44,9 +89,11 @@ int64_t merge_rows(
 ) {
   const int64_t* drop_end = drop + size.drop;
   const int64_t* grow_end = grow + size.grow;
+  const int64_t longest = longest_row(csr);
   std::atomic<int64_t> clashes{0};
   parallel_for(0, size.rows, kGrain, [&](int64_t begin, int64_t end) {
     int64_t clashes_here = 0;
+    Shortened<index_t> shortened(longest);
     const int64_t* dropped = std::lower_bound(drop, drop_end, csr.crow_indices[begin]);
     const int64_t* grown = std::lower_bound(grow, grow_end, begin * size.cols);
     int64_t p = csr.crow_indices[begin];
@@ -55,29 +102,45 @@ int64_t merge_rows(
       new_crow[row] = static_cast<index_t>(out);
       const int64_t first = row * size.cols, next_row = first + size.cols;
       const int64_t p_end = csr.crow_indices[row + 1];
+      if (grown == grow_end || *grown >= next_row) {
+        const int64_t most = std::min<int64_t>(p_end - p, drop_end - dropped);
+        const int64_t* next_dropped = std::lower_bound(dropped, dropped + most, p_end);
+        out += shortened.write(
+            csr.col_indices, p, p_end, dropped, next_dropped, new_col + out, source + out
+        );
+        dropped = next_dropped;
+        p = p_end;
+        continue;
+      }
       const auto store = [&](int64_t position, int64_t from) {
         new_col[out] = static_cast<index_t>(position - first);
         source[out++] = from;
       };
-      while (true) {
-        const int64_t stored = p < p_end ? first + csr.col_indices[p] : next_row;
-        const int64_t grows = grown < grow_end ? std::min(*grown, next_row) : next_row;
-        if (grows < stored) {
+      const auto first_grown = [&] {
+        return grown < grow_end ? std::min(*grown, next_row) : next_row;
+      };
+      int64_t grows = first_grown();
+      for (; p < p_end; ++p) {
+        const int64_t stored = first + csr.col_indices[p];
+        while (grows < stored) {
           store(grows, -1);
           ++grown;
-          continue;
-        }
-        if (stored == next_row) {
-          break;
+          grows = first_grown();
         }
         const bool is_dropped = dropped < drop_end && *dropped == p, is_grown = grows == stored;
         if (is_grown || !is_dropped) {
           store(stored, p);
         }
-        clashes_here += is_grown && !is_dropped;
+        if (is_grown) {
+          clashes_here += !is_dropped;
+          ++grown;
+          grows = first_grown();
+        }
         dropped += is_dropped;
-        grown += is_grown;
-        ++p;
+      }
+      for (; grows < next_row; grows = first_grown()) {
+        store(grows, -1);
+        ++grown;
       }
     }
     clashes += clashes_here;

@@ -1,7 +1,9 @@
 """Dynamic sparse training in several processes, which may be killed at any moment.
 
+    export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
     torchrun --standalone --nproc-per-node 2 --max-restarts 3 docs/recipes/ddp.py ddp.pt
 
+The first line keeps processes that are started again from finding the addresses of the dead ones.
 Where a process dies, torchrun starts all of them again, and they go on from the checkpoint to the
 very weights that they would have come to. The same command resumes it another day.
 """

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from fullspectrum_ext import _checks
 from fullspectrum_ext.nn.active import active_only, room_for_active
-from fullspectrum_ext.nn.topology import carry_state, set_values
+from fullspectrum_ext.nn.topology import carry_state, carry_values, set_values
 from fullspectrum_ext.ops import (
     CsrTranspose,
     TopologyUpdate,
@@ -159,7 +159,7 @@ class SparseLayer(nn.Module):
         self._set_topology(update.crow_indices, update.col_indices)
         if self.active is not None:
             self.active = carry(self.active, update.source, 1.0)
-        set_values(values, carry(values.detach(), update.source))
+        carry_values(values, update.source)
         return update
 
     @property

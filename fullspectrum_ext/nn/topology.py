@@ -26,8 +26,8 @@ def carry_state(values: nn.Parameter, optimizer: torch.optim.Optimizer, source: 
     """
     state = optimizer.state.get(values, {})
     for name, (held, fill) in _held_by_weight(values, optimizer).items():
-        new = carry(held, source, fill)
-        state[name] = held.copy_(new) if held.shape == new.shape else new
+        same = held.shape == source.shape
+        state[name] = carry(held, source, fill, out=held if same else None)
 
 
 def reset_state(weight: nn.Parameter, optimizer: torch.optim.Optimizer, where: Tensor) -> None:
@@ -45,18 +45,29 @@ def reset_state(weight: nn.Parameter, optimizer: torch.optim.Optimizer, where: T
         held.masked_fill_(where, fill)
 
 
-def set_values(values: nn.Parameter, new: Tensor) -> None:
-    """Give a parameter other values, perhaps of another number, and no gradient.
+def carry_values(values: nn.Parameter, source: Tensor) -> None:
+    """Move values to the places of a new topology; new ones are 0, and there is no gradient.
 
     Args:
         values: Stays the same object, and in the same memory where the number stays the same.
+        source: For each new weight where it stood, or -1.
+    """
+    held = values.detach()
+    if values.shape == source.shape:
+        values.grad = None
+        carry(held, source, out=held)
+    else:
+        set_values(values, carry(held, source))
+
+
+def set_values(values: nn.Parameter, new: Tensor) -> None:
+    """Give a parameter values of another number, and no gradient.
+
+    Args:
+        values: Stays the same object.
         new: The values, of the same dtype and device.
     """
     values.grad = None
-    if values.shape == new.shape:
-        with torch.no_grad():
-            values.copy_(new)
-        return
     # A graph that is still alive, like that of the last loss, holds torch's record of how long the
     # gradient is. torch drops the record only where the dtype changes.
     other = torch.float32 if values.dtype == torch.float64 else torch.float64

@@ -37,14 +37,21 @@ def dense_grad_topk(
 
     Of the dense gradient :math:`\partial L / \partial W_{ij} = \sum_n D_{ni}\, x_{nj}`, with
     :math:`D = \partial L / \partial y`, the ``k`` entries of largest magnitude at positions that
-    are not stored; what RigL grows. The gradient is computed in tiles of whole rows by torch's
-    matrix product, and only candidates are kept: beside the inputs, memory is that of one tile
-    (2 MiB, on CUDA 8 MiB, more where 64 rows are larger) and of about ``2 k`` candidates.
+    are not stored; what RigL grows. No dense gradient is held.
 
-    The selection is exact: the entries are ordered by magnitude as the tiles' products come out
-    of torch, in float32 for float16 and bfloat16 inputs, NaN above infinity above numbers, and of
-    equal ones the first in row-major order are taken. The same call gives the same bits each time
-    with the same number of threads.
+    On the CPU, in float32, float16 and bfloat16, most of it is not even computed: a product of
+    8-bit integers (16-bit ones where the processor has no AVX-512 VNNI) bounds every entry, and
+    those whose bound reaches a threshold, found from a sample, are computed in float32. Memory is
+    that of a copy of the inputs in both forms, of some rows' candidates and of about ``2 k``
+    candidates a thread. In float64 and on CUDA the gradient is computed in tiles of whole rows by
+    torch's matrix product: beside the inputs, memory is that of one tile (2 MiB, on CUDA 8 MiB,
+    more where 64 rows are larger) and of about ``2 k`` candidates.
+
+    The selection is exact: the entries are ordered by magnitude as the products come out, in
+    float32 for float16 and bfloat16 inputs, NaN above infinity above numbers, and of equal ones
+    the first in row-major order are taken. Each product on the CPU is a sum in an order that the
+    batch alone fixes, so the same call gives the same bits at any number of threads; in float64
+    and on CUDA, each time with the same number.
 
     For gradients accumulated over micro-batches, give the concatenation of their ``grad`` and of
     their ``x`` along the batch.
@@ -105,8 +112,8 @@ def conv2d_dense_grad_topk(
     r"""Find the ``k`` largest gradients of a 2-d convolution among the weights it does not store.
 
     As :func:`dense_grad_topk`, for the weight ``[out, in / groups, kh, kw]`` as the matrix
-    ``[out, in / groups * kh * kw]``. The tiles are slices of output channels, computed by torch's
-    own convolution gradient, whose working memory comes on top.
+    ``[out, in / groups * kh * kw]``. All of it is computed, in tiles as there: slices of output
+    channels, by torch's own convolution gradient, whose working memory comes on top.
 
     Args:
         grad: Gradient for the layer's output, ``[n, out, h_out, w_out]``.

@@ -84,13 +84,17 @@ def topology_update(
     return TopologyUpdate(*update)
 
 
-def carry(tensor: Tensor, source: Tensor, fill: float = 0.0) -> Tensor:
+def carry(
+    tensor: Tensor, source: Tensor, fill: float = 0.0, *, out: Tensor | None = None
+) -> Tensor:
     """Bring what is held by entry to a new topology.
 
     Args:
         tensor: One element for each entry of the old topology, any dtype, ``[nnz]``.
         source: Where each new entry was stored before, or -1; see :class:`TopologyUpdate`.
         fill: What new entries get.
+        out: Where to write it, of the dtype of ``tensor``; where the number of entries stays, it
+            may be ``tensor`` itself.
 
     Returns:
         One element for each entry of the new topology, ``[new_nnz]``.
@@ -100,7 +104,7 @@ def carry(tensor: Tensor, source: Tensor, fill: float = 0.0) -> Tensor:
         tensor([2., 9., 1.])
     """
     # -1 is the last element
-    return torch.cat([tensor, tensor.new_full((1,), fill)]).take(source)
+    return torch.take(torch.cat([tensor, tensor.new_full((1,), fill)]), source, out=out)
 
 
 def smallest_magnitudes(values: Tensor, k: int) -> Tensor:
