@@ -1,6 +1,6 @@
 """What RigL holds in memory at its peak: truly sparse, and over dense weights with masks.
 
-    python benchmarks/bench_dynamic_memory.py --threads 2
+    python benchmarks/bench_dynamic_memory.py --threads 1
 
 A network of square layers in training with Adam, and with SGD with momentum, whose topology changes
 at every second step. "sparse" is `fs.DynamicSparsity` on layers that are made from CSR fields, so
@@ -188,7 +188,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--sparsity", type=float, default=0.95)
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--optimizers", nargs="+", choices=OPTIMIZERS, default=list(OPTIMIZERS))
     parser.add_argument("--output", type=pathlib.Path, help="JSON file, replaced")
     parser.add_argument("--child", help=argparse.SUPPRESS)
