@@ -55,6 +55,12 @@ struct RowChange {
   int64_t cols;
 };
 
+// How many grown positions are kept ones as well, and how many were not stored.
+struct GrownCounts {
+  int64_t clashes = 0;
+  int64_t added = 0;
+};
+
 // A row as it is made. No branch depends on which entries go and come.
 template <typename index_t>
 class NewRow {
@@ -70,9 +76,8 @@ class NewRow {
     forget(row);
   }
 
-  // Takes the stored entries but for the dropped, and the grown. Returns how many of the grown are
-  // stored and not dropped.
-  int64_t merge(const RowChange<index_t>& row) {
+  // Takes the stored entries but for the dropped, and the grown.
+  GrownCounts merge(const RowChange<index_t>& row) {
     prepare(row);
     const int64_t grows = row.grow_end - row.grow;
     // behind the last of both lists stands what is larger than all
@@ -82,7 +87,7 @@ class NewRow {
       return place - row.first_place;
     });
     grown_[grows] = row.cols;
-    int64_t clashes = 0;
+    GrownCounts counts;
     for (int64_t s = 0, g = 0; s < row.stored || g < grows;) {
       const int64_t old = stored_[s], grown = grown_[g];
       const bool is_stored = old <= grown, is_grown = grown <= old;
@@ -90,12 +95,13 @@ class NewRow {
       col_[size_] = static_cast<index_t>(std::min(old, grown));
       source_[size_] = (row.first_entry + s) | -static_cast<int64_t>(!is_stored);
       size_ += stays | is_grown;
-      clashes += stays & is_grown;
+      counts.clashes += stays & is_grown;
+      counts.added += !is_stored;
       s += is_stored;
       g += is_grown;
     }
     forget(row);
-    return clashes;
+    return counts;
   }
 
   // Writes what was taken, and returns how many entries it is.
@@ -128,10 +134,9 @@ class NewRow {
   int64_t size_ = 0;
 };
 
-// Merges what is kept of each row with what grows in it. Returns how many grown positions are kept
-// ones as well.
+// Merges what is kept of each row with what grows in it.
 template <typename index_t>
-int64_t merge_rows(
+GrownCounts merge_rows(
     const CsrView<index_t>& csr,
     const int64_t* drop,  // [size.drop], rising
     const int64_t* grow,  // [size.grow], rising
@@ -142,9 +147,9 @@ int64_t merge_rows(
 ) {
   const int64_t* drop_end = drop + size.drop;
   const int64_t* grow_end = grow + size.grow;
-  std::atomic<int64_t> clashes{0};
+  std::atomic<int64_t> clashes{0}, added{0};
   parallel_for(0, size.rows, kGrain, [&](int64_t begin, int64_t end) {
-    int64_t clashes_here = 0;
+    GrownCounts here;
     NewRow<index_t> new_row;
     const int64_t* dropped = std::lower_bound(drop, drop_end, csr.crow_indices[begin]);
     const int64_t* grown = std::lower_bound(grow, grow_end, begin * size.cols);
@@ -175,14 +180,17 @@ int64_t merge_rows(
       if (grown == grown_here) {
         new_row.shorten(change);
       } else {
-        clashes_here += new_row.merge(change);
+        const GrownCounts counts = new_row.merge(change);
+        here.clashes += counts.clashes;
+        here.added += counts.added;
       }
       out += new_row.write(new_col + out, source + out);
     }
-    clashes += clashes_here;
+    clashes += here.clashes;
+    added += here.added;
   });
   new_crow[size.rows] = static_cast<index_t>(size.new_nnz);
-  return clashes;
+  return {clashes, added};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> topology_update_cpu(
@@ -197,7 +205,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> topology_update_cpu(
   Tensor new_crow = torch::stable::empty_like(crow_indices);
   Tensor new_col = torch::stable::new_empty(col_indices, {size.new_nnz});
   Tensor source = torch::stable::new_empty(col_indices, {size.new_nnz}, ScalarType::Long);
-  Tensor clashes = torch::stable::new_empty(col_indices, {1}, ScalarType::Long);
+  Tensor counts = torch::stable::new_empty(col_indices, {2}, ScalarType::Long);
   dispatch_index(crow_indices.scalar_type(), kOp, [&](auto index_tag) {
     using index_t = typename decltype(index_tag)::type;
     const CsrView<index_t> csr{
@@ -209,7 +217,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> topology_update_cpu(
     };
     const std::string fault = parallel_csr_fault(csr);
     STD_TORCH_CHECK(fault.empty(), kOp, ": ", fault);
-    *clashes.mutable_data_ptr<int64_t>() = merge_rows(
+    const GrownCounts found = merge_rows(
         csr,
         drops,
         grows,
@@ -218,8 +226,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> topology_update_cpu(
         new_col.mutable_data_ptr<index_t>(),
         source.mutable_data_ptr<int64_t>()
     );
+    counts.mutable_data_ptr<int64_t>()[0] = found.clashes;
+    counts.mutable_data_ptr<int64_t>()[1] = found.added;
   });
-  return {new_crow, new_col, source, clashes};
+  return {new_crow, new_col, source, counts};
 }
 
 }  // namespace
