@@ -75,7 +75,7 @@ def topology_update(
     _checks.check_csr(crow_indices, col_indices, (rows, cols), validate=validate)
     _check_rising("drop", drop, col_indices, col_indices.shape[0])
     _check_rising("grow", grow, col_indices, rows * cols)
-    *update, counts = _OPERATORS.topology_update.default(
+    new_crow, new_col, source, counts = _OPERATORS.topology_update.default(
         crow_indices, col_indices, drop.contiguous(), grow.contiguous(), cols
     )
     clashes, added = counts.tolist()
@@ -84,7 +84,7 @@ def topology_update(
             f"grow: expected positions that are not stored or are dropped, "
             f"got {clashes} others among {grow.numel()}"
         )
-    return TopologyUpdate(*update, added)
+    return TopologyUpdate(new_crow, new_col, source, added)
 
 
 def carry(
