@@ -160,12 +160,12 @@ GrownCounts merge_rows(
       const int64_t place = row * size.cols, place_end = place + size.cols;
       const int64_t* dropped_here = dropped;
       const int64_t* grown_here = grown;
-      dropped = std::lower_bound(
-          dropped, dropped + std::min<int64_t>(p_end - p, drop_end - dropped), p_end
-      );
-      grown = std::lower_bound(
-          grown, grown + std::min<int64_t>(size.cols, grow_end - grown), place_end
-      );
+      while (dropped < drop_end && *dropped < p_end) {
+        ++dropped;
+      }
+      while (grown < grow_end && *grown < place_end) {
+        ++grown;
+      }
       const RowChange<index_t> change{
           csr.col_indices + p,
           p_end - p,
