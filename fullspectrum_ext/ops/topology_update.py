@@ -106,8 +106,8 @@ def carry(
         >>> carry(torch.tensor([1.0, 2.0]), torch.tensor([1, -1, 0]), fill=9)
         tensor([2., 9., 1.])
     """
-    filled = torch.cat([tensor.new_full((1,), fill), tensor])  # -1 comes first then
-    return torch.index_select(filled, 0, source + 1, out=out)
+    # -1 is the last element
+    return torch.take(torch.cat([tensor, tensor.new_full((1,), fill)]), source, out=out)
 
 
 def smallest_magnitudes(values: Tensor, k: int) -> Tensor:
