@@ -1,14 +1,16 @@
 """What several processes find out together; dynamic/test_ranks.py starts them and reads this.
 
-Run as ``python dynamic_ranks.py FOLDER RANK`` by four processes: all do the checks for four, then
-the first two do all checks, and each writes None or a traceback for every check.
+Run as ``python dynamic_ranks.py FOLDER``: four processes do the checks for four, then two of them
+all checks, and each writes None or a traceback for every check.
 """
 
 import argparse
 import copy
 import hashlib
+import importlib
 import io
 import json
+import multiprocessing
 import pathlib
 import runpy
 import sys
@@ -547,9 +549,7 @@ def shards_are_refused():
 def the_recipe_leads_to_a_checkpoint():
     """With which that of a run that was killed is compared; it reads the digits from a file."""
     if dist.get_rank() == 0:
-        from sklearn.datasets import load_digits
-
-        digits = load_digits()
+        digits = sys.modules["sklearn.datasets"].load_digits()
         np.savez(FOLDER / "digits.npz", data=digits.data, target=digits.target)
     held = dist.init_process_group, dist.destroy_process_group
     dist.init_process_group = dist.destroy_process_group = lambda *_: None  # we have one
@@ -583,32 +583,40 @@ def masking_of_elsewhere_draws_and_changes_the_same_masks_on_all_ranks():
         mask.add_module(ddp, 0.2, "ERK", backend="sparse")
 
 
-def check_together(rank, size):
-    """Do the checks for so many processes, of which this is one."""
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{FOLDER / f'meeting-{size}'}",
-        rank=rank,
-        world_size=size,
-        timeout=timedelta(seconds=40),
-    )
-    found = {}
-    for name in CHECKS[size]:
-        torch.manual_seed(0)
-        try:
-            globals()[name]()
-            found[name] = None
-        except Exception:
-            found[name] = traceback.format_exc()
-        (FOLDER / f"{size}-{rank}.json").write_text(json.dumps(found))
-        if not all(ok is None for ok in everywhere(found[name])):
-            break  # the ranks may be at different places now
-    dist.destroy_process_group()
+def check_together(rank):
+    """Do the checks for four processes, of which this is one, and then perhaps those for two."""
+    torch.set_num_threads(1)
+    for size, names in CHECKS.items():
+        if rank >= size:
+            continue
+        dist.init_process_group(
+            "gloo",
+            init_method=f"file://{FOLDER / f'meeting-{size}'}",
+            rank=rank,
+            world_size=size,
+            timeout=timedelta(seconds=40),
+        )
+        found = {}
+        for name in names:
+            torch.manual_seed(0)
+            try:
+                globals()[name]()
+                found[name] = None
+            except Exception:
+                found[name] = traceback.format_exc()
+            (FOLDER / f"{size}-{rank}.json").write_text(json.dumps(found))
+            if not all(ok is None for ok in everywhere(found[name])):
+                break  # the ranks may be at different places now
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    FOLDER, RANK = pathlib.Path(sys.argv[1]), int(sys.argv[2])
-    torch.set_num_threads(1)
-    for SIZE in CHECKS:
-        if RANK < SIZE:
-            check_together(RANK, SIZE)
+    for name in ("torch._dynamo", "torch.distributed.optim", "sklearn.datasets"):
+        importlib.import_module(name)  # once: what will be imported anyway, before the fork
+    FOLDER = pathlib.Path(sys.argv[1])
+    fork = multiprocessing.get_context("fork")
+    processes = [fork.Process(target=check_together, args=(rank,)) for rank in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()

@@ -30,29 +30,23 @@ def environment():
 def folder(tmp_path_factory):
     """Where four processes, and then two of them, have written what they found."""
     folder = tmp_path_factory.mktemp("ranks")
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-P", TESTS / "dynamic_ranks.py", folder, str(rank)],
+    with (folder / "log").open("w") as log:
+        subprocess.run(
+            [sys.executable, "-P", TESTS / "dynamic_ranks.py", folder],
             env=environment(),
             cwd=folder,
-            stdout=subprocess.DEVNULL,
-            stderr=(folder / f"{rank}.log").open("w"),
+            stdout=log,
+            stderr=log,
+            timeout=300,
+            check=False,
         )
-        for rank in range(4)
-    ]
-    try:
-        for process in processes:
-            process.wait(timeout=300)
-    finally:
-        for process in processes:
-            process.kill()
     return folder
 
 
 def say(folder, size, name):
     for rank in range(size):
         path = folder / f"{size}-{rank}.json"
-        assert path.exists(), (folder / f"{rank}.log").read_text()[-3000:]
+        assert path.exists(), (folder / "log").read_text()[-3000:]
         results = json.loads(path.read_text())
         assert name in results, f"rank {rank} did not come to it"
         assert results[name] is None, f"rank {rank}: {results[name]}"
