@@ -87,15 +87,16 @@ FULLSPECTRUM_LIBRARY(m) {
       "SymInt k, int[] kernel_size, int[] stride, int[] padding, int[] dilation, int groups) "
       "-> (Tensor, Tensor)"
   );
-  // flat positions (rising) of `count` places where nothing is stored, each set of them as likely as
-  // any other; the seed decides, on every device alike
+  // flat positions (rising) of `count` places where nothing is stored, each set of them as likely
+  // as any other; the seed decides, on every device alike
   m.def(
       "random_places(Tensor crow_indices, Tensor col_indices, SymInt cols, SymInt count, int seed) "
       "-> Tensor"
   );
   // a topology without the stored entries `drop` (rising) and with the flat positions `grow`
-  // (rising): crow_indices, col_indices, where each entry was stored before (-1 where it is new, not
-  // where it is dropped and grown at once), and how many grown positions were there already, [1]
+  // (rising): crow_indices, col_indices, where each entry was stored before (-1 where it is new,
+  // not where it is dropped and grown at once), and how many grown positions were there and stay,
+  // and how many were not there, [2]
   m.def(
       "topology_update(Tensor crow_indices, Tensor col_indices, Tensor drop, Tensor grow, "
       "SymInt cols) -> (Tensor, Tensor, Tensor, Tensor)"

@@ -16,7 +16,7 @@ struct CsrView {
 };
 
 // What would make reading the pattern unsafe, in words; empty if nothing does. Of the starts of
-// rows alone, O(rows), and of all, O(rows + nnz).
+// rows alone, O(rows), of columns alone, and of all, O(rows + nnz).
 template <typename index_t>
 std::string crow_fault(const CsrView<index_t>& csr) {
   const index_t* crow = csr.crow_indices;
@@ -31,22 +31,25 @@ std::string crow_fault(const CsrView<index_t>& csr) {
   }
   return "";
 }
+
 template <typename index_t>
-std::string csr_fault(const CsrView<index_t>& csr) {
-  const std::string fault = crow_fault(csr);
-  if (!fault.empty()) {
-    return fault;
-  }
+std::string col_fault(const index_t* col, int64_t count, int64_t cols) {
   index_t lowest = 0, highest = 0;  // found without a branch, several columns at a time
-  for (int64_t p = 0; p < csr.nnz; ++p) {
-    lowest = csr.col_indices[p] < lowest ? csr.col_indices[p] : lowest;
-    highest = csr.col_indices[p] > highest ? csr.col_indices[p] : highest;
+  for (int64_t p = 0; p < count; ++p) {
+    lowest = col[p] < lowest ? col[p] : lowest;
+    highest = col[p] > highest ? col[p] : highest;
   }
-  if (csr.nnz > 0 && (lowest < 0 || highest >= csr.cols)) {
-    return "col_indices must lie in [0, " + std::to_string(csr.cols) + "), got " +
+  if (count > 0 && (lowest < 0 || highest >= cols)) {
+    return "col_indices must lie in [0, " + std::to_string(cols) + "), got " +
            std::to_string(lowest < 0 ? lowest : highest);
   }
   return "";
+}
+
+template <typename index_t>
+std::string csr_fault(const CsrView<index_t>& csr) {
+  const std::string fault = crow_fault(csr);
+  return fault.empty() ? col_fault(csr.col_indices, csr.nnz, csr.cols) : fault;
 }
 
 }  // namespace fullspectrum

@@ -10,6 +10,7 @@
 #include "common/dispatch.h"
 #include "common/library.h"
 #include "common/parallel.h"
+#include "common/parallel_csr_fault.h"
 
 namespace fullspectrum {
 namespace {
@@ -106,7 +107,7 @@ std::tuple<Tensor, Tensor, Tensor> csr_transpose_cpu(
         crow_indices.const_data_ptr<index_t>(),
         col_indices.const_data_ptr<index_t>()
     };
-    const std::string fault = csr_fault(csr);
+    const std::string fault = parallel_csr_fault(csr);
     STD_TORCH_CHECK(fault.empty(), kOp, ": ", fault);
     transpose(
         csr,

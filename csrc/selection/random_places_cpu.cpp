@@ -6,6 +6,7 @@
 #include "common/dispatch.h"
 #include "common/library.h"
 #include "common/parallel.h"
+#include "common/parallel_csr_fault.h"
 #include "selection/random_places.h"
 
 namespace fullspectrum {
@@ -99,7 +100,7 @@ Tensor random_places_cpu(
         crow_indices.const_data_ptr<index_t>(),
         col_indices.const_data_ptr<index_t>()
     };
-    const std::string fault = csr_fault(csr);
+    const std::string fault = parallel_csr_fault(csr);
     STD_TORCH_CHECK(fault.empty(), kOp, ": ", fault);
     write_places(csr, drawn, places.mutable_data_ptr<int64_t>());
   });

@@ -72,14 +72,14 @@ __global__ void __launch_bounds__(kThreads) move_kept_kernel(
 }
 
 // Writes the grown entries between the kept ones, those that were dropped with the place they had,
-// and counts those that are kept ones as well. A thread owns a grown entry and bisects its row.
-// Launch: grid ceil(grow / 256), block 256.
+// and counts those that are kept ones as well, and those that were not stored. A thread owns a
+// grown entry and bisects its row. Launch: grid ceil(grow / 256), block 256.
 template <typename index_t>
 __global__ void __launch_bounds__(kThreads) place_grown_kernel(
     Update<index_t> update,
-    index_t* __restrict__ new_col,            // [new_nnz]
-    int64_t* __restrict__ source,             // [new_nnz]
-    unsigned long long* __restrict__ clashes  // [1]
+    index_t* __restrict__ new_col,           // [new_nnz]
+    int64_t* __restrict__ source,            // [new_nnz]
+    unsigned long long* __restrict__ counts  // [2]
 ) {
   const int64_t g = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   const TopologyUpdateSizes& size = update.size;
@@ -94,8 +94,10 @@ __global__ void __launch_bounds__(kThreads) place_grown_kernel(
   const bool is_stored = p < end && update.col[p] == column;
   new_col[at] = static_cast<index_t>(column);
   source[at] = is_stored ? p : -1;
-  if (is_stored && (dropped == size.drop || update.drop[dropped] != p)) {
-    atomicAdd(clashes, 1ull);
+  if (!is_stored) {
+    atomicAdd(counts + 1, 1ull);
+  } else if (dropped == size.drop || update.drop[dropped] != p) {
+    atomicAdd(counts, 1ull);
   }
 }
 
@@ -108,7 +110,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> topology_update_cuda(
   Tensor new_crow = torch::stable::empty_like(crow_indices);
   Tensor new_col = torch::stable::new_empty(col_indices, {size.new_nnz});
   Tensor source = torch::stable::new_empty(col_indices, {size.new_nnz}, ScalarType::Long);
-  Tensor clashes = torch::stable::new_zeros(col_indices, {1}, ScalarType::Long);
+  Tensor counts = torch::stable::new_zeros(col_indices, {2}, ScalarType::Long);
   dispatch_index(crow_indices.scalar_type(), "topology_update", [&](auto index_tag) {
     using index_t = typename decltype(index_tag)::type;
     const Update<index_t> update{
@@ -142,10 +144,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> topology_update_cuda(
         update,
         columns,
         sources,
-        reinterpret_cast<unsigned long long*>(clashes.mutable_data_ptr<int64_t>())
+        reinterpret_cast<unsigned long long*>(counts.mutable_data_ptr<int64_t>())
     );
   });
-  return {new_crow, new_col, source, clashes};
+  return {new_crow, new_col, source, counts};
 }
 
 }  // namespace

@@ -239,8 +239,7 @@ class SparseDynamicLayer(DynamicLayer):
 
     def change(self, drop: Tensor, grow: Tensor, optimizer: torch.optim.Optimizer | None) -> int:
         """Change the topology; values and the optimizer's state follow."""
-        source = self.module.update_topology(drop, grow, optimizer).source
-        return int((source < 0).count_nonzero())
+        return self.module.update_topology(drop, grow, optimizer).added
 
 
 class MaskedDynamicLayer(DynamicLayer):

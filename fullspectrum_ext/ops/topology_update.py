@@ -17,11 +17,13 @@ class TopologyUpdate(NamedTuple):
         crow_indices: Start of each row, ``[rows + 1]``.
         col_indices: Column of each entry, rising within each row, ``[new_nnz]``.
         source: Where each entry was stored before, -1 where it is new; int64, ``[new_nnz]``.
+        added: How many entries are new.
     """
 
     crow_indices: Tensor
     col_indices: Tensor
     source: Tensor
+    added: int
 
 
 def topology_update(
@@ -50,7 +52,7 @@ def topology_update(
             matrix's give an error on the CPU and undefined results on CUDA.
 
     Returns:
-        The new topology, in the dtype of the old, and the source of each entry.
+        The new topology, in the dtype of the old, the source of each entry, and how many are new.
 
     Raises:
         TypeError: If an argument is no tensor or has a wrong dtype.
@@ -62,8 +64,8 @@ def topology_update(
         >>> update = topology_update(
         ...     crow_indices, col_indices, drop=torch.tensor([0]), grow=torch.tensor([1]), cols=3
         ... )
-        >>> update.col_indices.tolist(), update.source.tolist()
-        ([1, 2, 1], [-1, 1, 2])
+        >>> update.col_indices.tolist(), update.source.tolist(), update.added
+        ([1, 2, 1], [-1, 1, 2], 1)
         >>> carry(torch.tensor([5.0, 6.0, 7.0]), update.source)
         tensor([0., 6., 7.])
     """
@@ -73,15 +75,16 @@ def topology_update(
     _checks.check_csr(crow_indices, col_indices, (rows, cols), validate=validate)
     _check_rising("drop", drop, col_indices, col_indices.shape[0])
     _check_rising("grow", grow, col_indices, rows * cols)
-    *update, clashes = _OPERATORS.topology_update.default(
+    *update, counts = _OPERATORS.topology_update.default(
         crow_indices, col_indices, drop.contiguous(), grow.contiguous(), cols
     )
-    if int(clashes):
+    clashes, added = counts.tolist()
+    if clashes:
         raise ValueError(
             f"grow: expected positions that are not stored or are dropped, "
-            f"got {int(clashes)} others among {grow.numel()}"
+            f"got {clashes} others among {grow.numel()}"
         )
-    return TopologyUpdate(*update)
+    return TopologyUpdate(*update, added)
 
 
 def carry(
@@ -166,7 +169,7 @@ def _fake(
         torch.empty_like(crow_indices),
         col_indices.new_empty((nnz,)),
         col_indices.new_empty((nnz,), dtype=torch.int64),
-        col_indices.new_empty((1,), dtype=torch.int64),
+        col_indices.new_empty((2,), dtype=torch.int64),
     )
 
 

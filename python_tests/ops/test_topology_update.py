@@ -30,6 +30,7 @@ def assert_update(found, expected, index):
     assert found.crow_indices.tolist() == expected[0].tolist()
     assert found.col_indices.tolist() == expected[1].tolist()
     assert found.source.tolist() == expected[2].tolist()
+    assert found.added == int((expected[2] < 0).sum())
     assert found.crow_indices.dtype == found.col_indices.dtype == index
     assert found.source.dtype == torch.int64
 
@@ -46,6 +47,7 @@ def test_a_case_worked_by_hand(device):
     assert update.crow_indices.tolist() == [0, 2, 3, 6]
     assert update.col_indices.tolist() == [1, 2, 3, 1, 2, 3]
     assert update.source.tolist() == [-1, 1, -1, 2, 3, 4]
+    assert update.added == 2
 
 
 @pytest.mark.parametrize("index", [torch.int32, torch.int64], ids=["i32", "i64"])
