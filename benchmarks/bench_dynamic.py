@@ -1,6 +1,7 @@
 """What an update of the topology costs, beside an ordinary training step, as a whole and in parts.
 
     python benchmarks/bench_dynamic.py --threads 2
+    python benchmarks/bench_dynamic.py --device cuda --output results.json
 
 One truly sparse linear layer under SGD with momentum, float32; medians. The parts are those of the
 layer's first update by each method, each called by itself and in turns with the others.
@@ -24,12 +25,19 @@ from fullspectrum_ext.dynamic.layer import dynamic_layers
 class Case:
     """One layer in training."""
 
-    def __init__(self, size: int, sparsity: float, batch: int) -> None:
-        self.model = torch.nn.Sequential(torch.nn.Linear(size, size))
+    def __init__(self, size: int, sparsity: float, batch: int, device: str) -> None:
+        self.device = device
+        self.model = torch.nn.Sequential(torch.nn.Linear(size, size)).to(device)
         masks = fs.prune(self.model, "random", sparsity=sparsity, seed=0)
         fs.sparsify(self.model, masks, backend="sparse")
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.01, momentum=0.9)
-        self.x = torch.randn(batch, size)
+        self.x = torch.randn(batch, size, device=device)
+
+    def now(self) -> float:
+        """Read the clock when all that was asked of the device is done."""
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
 
     def step(self) -> None:
         """Train by one step."""
@@ -44,11 +52,11 @@ class Case:
         )
         times: dict[str, list[float]] = {"step": [], "call": [], "update": []}
         for _ in range(2 * rounds):
-            begin = time.perf_counter()
+            begin = self.now()
             self.step()
-            between = time.perf_counter()
+            between = self.now()
             changed = dynamic.step()
-            end = time.perf_counter()
+            end = self.now()
             times["update" if changed else "call"].append(end - between)
             if not changed:  # the steps at which nothing is caught or skipped
                 times["step"].append(between - begin)
@@ -79,7 +87,7 @@ class Case:
             "changing the layer": lambda: layer.change(*next(changes), self.optimizer),
         }
         # an even number of rounds in all, so that the last change is undone
-        times = time_interleaved(calls, 2 * rounds, warmup=2)
+        times = time_interleaved(calls, 2 * rounds, warmup=2, device=self.device)
         layer.tap.close()
         return {name: quartiles.median for name, quartiles in times.items()}
 
@@ -90,6 +98,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=4096)
     parser.add_argument("--sparsity", type=float, default=0.95)
     parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--methods", nargs="+", default=["set", "rigl", "itop:rigl"])
     parser.add_argument("--rounds", type=int, default=10)
@@ -99,8 +108,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(options.threads)
-    case = Case(options.size, options.sparsity, options.batch)
-    about = {"size": options.size, "sparsity": options.sparsity, "batch": options.batch}
+    case = Case(options.size, options.sparsity, options.batch, options.device)
+    about = {name: getattr(options, name) for name in ("size", "sparsity", "batch", "device")}
     rows: list[dict[str, Any]] = []
     for method in options.methods:
         times = case.updates(method, options.rounds)

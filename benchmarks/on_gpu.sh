@@ -34,4 +34,5 @@ step bench-sparse_linear timeout 240 python3 benchmarks/bench_sparse_linear.py -
   --sizes 300x784 1024x1024 4096x4096 --batches 128 512 --sparsities 0.8 0.9 0.95 0.98 0.99 --output "$results/sparse_linear.json"
 step bench-sparse_conv2d timeout 240 python3 benchmarks/bench_sparse_conv2d.py --device cuda --output "$results/sparse_conv2d.json"
 step bench-spectrum timeout 240 python3 benchmarks/bench_spectrum.py --device cuda --output "$results/spectrum.json"
+step bench-dynamic timeout 120 python3 benchmarks/bench_dynamic.py --device cuda --output "$results/dynamic.json"
 exit $failed

@@ -49,9 +49,9 @@ METHODS = {
     "mest:soft": {},
     "granet": {"sparsity": 0.85},
     "gmp": {"sparsity": 0.9},
-    "set:ramanujan": {},
+    "set:ramanujan": {"candidates": 2},
     "topkast": {"penalty": 0.01},
-    "rigl:ramanujan": {},
+    "rigl:ramanujan": {"candidates": 2},
 }
 
 

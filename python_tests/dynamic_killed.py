@@ -1,10 +1,17 @@
-"""Runs a script, and kills rank 1 in the middle of its training, once."""
+"""Runs the recipe, and kills rank 1 in the middle of its training, once.
+
+As ``python dynamic_killed.py DIGITS RECIPE CHECKPOINT``, with the digits in a file: to import
+scikit-learn takes longer than the training.
+"""
 
 import os
 import pathlib
 import runpy
 import signal
 import sys
+import types
+
+import numpy as np
 
 from fullspectrum_ext import DynamicSparsity
 
@@ -22,5 +29,8 @@ def step_or_die(self):
 
 
 DynamicSparsity.step = step_or_die
-sys.argv = sys.argv[1:]
+digits, *sys.argv = sys.argv[1:]
+sys.modules["sklearn.datasets"] = types.SimpleNamespace(
+    load_digits=lambda: types.SimpleNamespace(**np.load(digits))
+)
 runpy.run_path(sys.argv[0], run_name="__main__")

@@ -1,19 +1,23 @@
 """What several processes find out together; dynamic/test_ranks.py starts them and reads this.
 
-Run as ``python dynamic_ranks.py FOLDER RANK SIZE``: every check writes None or its traceback.
+Run as ``python dynamic_ranks.py FOLDER``: four processes do the checks for four, then two of them
+all checks, and each writes None or a traceback for every check.
 """
 
 import argparse
 import copy
 import hashlib
+import importlib
 import io
 import json
+import multiprocessing
 import pathlib
 import runpy
 import sys
 import traceback
 from datetime import timedelta
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from dynamic_courses import METHODS, OPTIMIZERS, SHAPES, conv, mlp
@@ -26,12 +30,17 @@ from fullspectrum_ext.compat import itop
 from fullspectrum_ext.dynamic import DynamicSparsity
 
 RECIPE = pathlib.Path(__file__).resolve().parents[1] / "docs" / "recipes" / "ddp.py"
-CHECKS = []
+CHECKS = {4: [], 2: []}  # by the number of processes
 
 
 def check(function):
-    CHECKS.append(function.__name__)
+    CHECKS[2].append(function.__name__)
     return function
+
+
+def check_with_four_too(function):
+    CHECKS[4].append(function.__name__)
+    return check(function)
 
 
 class Course:
@@ -43,13 +52,15 @@ class Course:
         build=mlp,
         backend="sparse",
         optimizer=OPTIMIZERS["momentum"],
+        group=None,
         **options,
     ):
         torch.manual_seed(1)
-        self.build, self.rank, self.size = build, dist.get_rank(), dist.get_world_size()
+        self.build, self.rank = build, dist.get_rank(group)
+        self.size = dist.get_world_size(group)
         model = build()
         fs.sparsify(model, fs.prune(model, "erk", sparsity=0.7, seed=2), backend=backend)
-        self.ddp = DistributedDataParallel(model, **options.pop("ddp", {}))
+        self.ddp = DistributedDataParallel(model, process_group=group, **options.pop("ddp", {}))
         self.optimizer = optimizer(model.parameters())
         options = {"steps": 60, "every": 5, "seed": self.rank, **options}  # rank 0's seed counts
         if isinstance(method, dict):
@@ -77,9 +88,12 @@ class Course:
             self.optimizer.zero_grad()
             self.backward(self.ddp)
             self.optimizer.step()
-            if self.dynamic.step():
-                self.course.update(self.dynamic.masks.digest().encode())
+            self.update()
         return self
+
+    def update(self):
+        if self.dynamic.step():
+            self.course.update(self.dynamic.masks.digest().encode())
 
     def state(self):
         return {
@@ -170,15 +184,24 @@ def masked_layers_and_convolutions_take_one_course():
             same_everywhere((course.course.hexdigest(), parameters))
 
 
-@check
+@check_with_four_too
 def five_hundred_updates_keep_one_topology():
-    method = {"0": methods.SET(every=1), "2": methods.GradientITOP(every=5)}
-    course = Course(method, steps=501).train(501)
+    """Training where gradients are looked at; between, all ranks move their weights alike."""
+    method = {"0": methods.SET(every=1), "2": methods.GradientITOP(every=25)}
+    course = Course(method, steps=501)
+    for _ in range(501):
+        if course.dynamic.is_listening:
+            course.train(1)
+            continue
+        with torch.no_grad():
+            for values in (course.model[0].values, course.model[2].values):
+                values.add_(torch.randn(values.shape, generator=course.data), alpha=0.01)
+        course.update()
     assert len(course.updates) == 500
     same_everywhere((course.course.hexdigest(), bits(course.model)))
 
 
-@check
+@check_with_four_too
 def rigl_grows_what_one_process_with_the_whole_batch_does():
     rank, size = dist.get_rank(), dist.get_world_size()
     group = alone()
@@ -250,7 +273,7 @@ def momenta_of_dense_gradients_are_those_of_the_whole_batch():
     torch.testing.assert_close(momenta[0], momenta[1])
 
 
-@check
+@check_with_four_too
 def a_rank_that_is_made_to_differ_is_named_at_the_next_update():
     odd = dist.get_world_size() - 1
     course = Course("set").train(6)
@@ -308,12 +331,20 @@ def ranks_of_other_arguments_are_refused():
 
 @check
 def a_rank_that_loads_another_checkpoint_is_named_at_the_first_step():
-    course = Course("set").train(3)
+    course = Course("set").train(4)  # the next step is an update, and on the others none
     early = copy.deepcopy(course.state())
     late = copy.deepcopy(course.train(8).state())
     course = Course("set").load(late if dist.get_rank() else early)
     with refused(RuntimeError, "steps_done"):
         course.dynamic.step()
+
+
+@check
+def an_update_without_gradients_is_one_exchange():
+    for method in ("set", "dsr"):
+        course = Course(method).train(10)
+        # a step, a generator, two topologies, two changes
+        assert course.updates[-1].exchanged_bytes == 6 * 8 * (course.size - 1), method
 
 
 @check
@@ -401,7 +432,7 @@ def accumulated_gradients_count_together():
     assert found[0] == found[1]
 
 
-@check
+@check_with_four_too
 def what_was_sent_is_told():
     size = dist.get_world_size()
     model = sparse_linear(64, 32, 0.1)
@@ -458,6 +489,22 @@ def a_resumed_course_is_the_uninterrupted_one():
 
 
 @check
+def another_number_of_processes_resumes_a_course():
+    group = alone()
+    for method in ("set", "rigl", "snfs"):
+        for first, then in ((None, group), (group, None)):
+            state = Course(method, group=first).train(12).state()
+            whole = Course(method).train(30)
+            again = Course(method, group=then).load(state).train(18)
+            assert len(whole.updates) >= 4
+            assert again.dynamic.masks == whole.dynamic.masks
+            for ours, theirs in zip(
+                again.model.parameters(), whole.model.parameters(), strict=True
+            ):
+                torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+@check
 def a_sharded_optimizer_moves_its_state():
     for method in ("rigl", "snfs"):
         plain = Course(method, optimizer=adam).train(13)
@@ -500,11 +547,14 @@ def shards_are_refused():
 
 @check
 def the_recipe_leads_to_a_checkpoint():
-    """With which that of a run that was killed is compared."""
+    """With which that of a run that was killed is compared; it reads the digits from a file."""
+    if dist.get_rank() == 0:
+        digits = sys.modules["sklearn.datasets"].load_digits()
+        np.savez(FOLDER / "digits.npz", data=digits.data, target=digits.target)
     held = dist.init_process_group, dist.destroy_process_group
     dist.init_process_group = dist.destroy_process_group = lambda *_: None  # we have one
     try:
-        runpy.run_path(str(RECIPE))["main"](pathlib.Path(sys.argv[1]) / "whole.pt")
+        runpy.run_path(str(RECIPE))["main"](FOLDER / "whole.pt")
     finally:
         dist.init_process_group, dist.destroy_process_group = held
 
@@ -533,30 +583,40 @@ def masking_of_elsewhere_draws_and_changes_the_same_masks_on_all_ranks():
         mask.add_module(ddp, 0.2, "ERK", backend="sparse")
 
 
-def main():
-    folder, rank, size = pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    names = sys.argv[4:] or CHECKS
+def check_together(rank):
+    """Do the checks for four processes, of which this is one, and then perhaps those for two."""
     torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder / 'meeting'}",
-        rank=rank,
-        world_size=size,
-        timeout=timedelta(seconds=40),
-    )
-    found = {}
-    for name in names:
-        torch.manual_seed(0)
-        try:
-            globals()[name]()
-            found[name] = None
-        except Exception:
-            found[name] = traceback.format_exc()
-        (folder / f"{rank}.json").write_text(json.dumps(found))
-        if not all(ok is None for ok in everywhere(found[name])):
-            break  # the ranks may be at different places now
-    dist.destroy_process_group()
+    for size, names in CHECKS.items():
+        if rank >= size:
+            continue
+        dist.init_process_group(
+            "gloo",
+            init_method=f"file://{FOLDER / f'meeting-{size}'}",
+            rank=rank,
+            world_size=size,
+            timeout=timedelta(seconds=40),
+        )
+        found = {}
+        for name in names:
+            torch.manual_seed(0)
+            try:
+                globals()[name]()
+                found[name] = None
+            except Exception:
+                found[name] = traceback.format_exc()
+            (FOLDER / f"{size}-{rank}.json").write_text(json.dumps(found))
+            if not all(ok is None for ok in everywhere(found[name])):
+                break  # the ranks may be at different places now
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main()
+    for name in ("torch._dynamo", "torch.distributed.optim", "sklearn.datasets"):
+        importlib.import_module(name)  # once: what will be imported anyway, before the fork
+    FOLDER = pathlib.Path(sys.argv[1])
+    fork = multiprocessing.get_context("fork")
+    processes = [fork.Process(target=check_together, args=(rank,)) for rank in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()

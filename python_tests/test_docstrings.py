@@ -36,7 +36,9 @@ PUBLIC = [
 ]
 
 
-@pytest.mark.parametrize(("owner", "name", "thing"), PUBLIC, ids=lambda value: str(value)[:60])
+@pytest.mark.parametrize(
+    ("owner", "name", "thing"), PUBLIC, ids=[f"{owner}.{name}" for owner, name, _ in PUBLIC]
+)
 def test_public_functions_have_an_example(owner, name, thing):
     if inspect.isfunction(thing):
         assert ">>>" in (inspect.getdoc(thing) or ""), f"{owner}.{name} has no example"

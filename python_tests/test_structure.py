@@ -1,5 +1,7 @@
 import pathlib
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -25,3 +27,9 @@ def test_every_cuda_kernel_stands_in_the_table_of_what_ran_on_a_gpu():
         kernels.update(re.findall(r"__global__[^;{]*?\b(\w+_kernel)\(", path.read_text()))
     assert len(kernels) > 30
     assert {kernel for kernel in kernels if f"`{kernel}`" not in table} == set()
+
+
+def test_the_package_does_not_import_the_compiler():
+    """It takes as long as the rest of torch, which imports it where it is first needed."""
+    script = "import sys, fullspectrum_ext; sys.exit('torch._dynamo' in sys.modules)"
+    subprocess.run([sys.executable, "-P", "-c", script], check=True)

@@ -4,7 +4,7 @@ import hashlib
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -101,7 +101,6 @@ class FollowSizes:
         self._layers = layers
         self._sizes = self._now()
 
-    @torch.compiler.disable
     def __call__(self, ddp: nn.Module, _inputs: tuple[Any, ...]) -> None:
         """See a forward pass begin, on all ranks."""
         sizes = self._now()
@@ -173,23 +172,37 @@ def check_beginning(ranks: Ranks, layers: Sequence[DynamicLayer], rest: Mapping[
             raise ValueError(f"model: {name} differs on {in_words(odd)}: {SAME_BEGINNING}")
 
 
-def check_same(ranks: Ranks, digests: Mapping[str, int], what: str, why: str) -> None:
-    """Compare digests.
+class Same(NamedTuple):
+    """What must be the same on all ranks.
 
-    Args:
-        ranks: All of them must call this, with as many digests.
+    Attributes:
         digests: By the names of what they are of.
         what: Of which they are.
         why: How it may have come to differ, and what to do.
+    """
+
+    digests: Mapping[str, int]
+    what: str
+    why: str
+
+
+def check_same(ranks: Ranks, *compared: Same) -> None:
+    """Compare digests, all in one exchange.
+
+    Args:
+        ranks: All of them must call this, with as many digests.
+        compared: What to compare; of several differences the first is told.
 
     Raises:
         RuntimeError: On all ranks, if one differs: it says in what, and which.
     """
-    table = ranks.gather(torch.tensor(list(digests.values()), dtype=torch.int64))
-    for index, name in enumerate(digests):
+    named = [(name, same) for same in compared for name in same.digests]
+    mine = [same.digests[name] for name, same in named]
+    table = ranks.gather(torch.tensor(mine, dtype=torch.int64))
+    for index, (name, same) in enumerate(named):
         odd = odd_ones([int(other[index]) for other in table])
         if odd:
-            raise RuntimeError(f"{name}: {what} differs on {in_words(odd)}: {why}")
+            raise RuntimeError(f"{name}: {same.what} differs on {in_words(odd)}: {same.why}")
 
 
 def digest(*tensors: Tensor) -> int:

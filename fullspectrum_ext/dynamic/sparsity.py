@@ -130,8 +130,9 @@ class DynamicSparsity:
         self._follow_sizes: Any = None
         if isinstance(model, DistributedDataParallel):
             distributed.leave_topology_to_us(model, self._layers())
-            hook = distributed.FollowSizes(self._layers())
-            self._follow_sizes = model.register_forward_pre_hook(hook)
+            follow = distributed.FollowSizes(self._layers()).__call__
+            # disabled here: as a decorator this would import torch's compiler with the package
+            self._follow_sizes = model.register_forward_pre_hook(torch.compiler.disable(follow))
         for method_of, layers in self._groups:
             if method_of.starts:
                 self._start(method_of, layers)
@@ -186,7 +187,7 @@ class DynamicSparsity:
             ValueError: If a layer would lose all of its weights. Nothing has changed then.
         """
         step, sent = self.steps_done + 1, self.exchanged_bytes
-        self._agree(step)
+        begins = self._agree(step)
         decided: list[tuple[DynamicLayer, Change]] = []
         updated: list[Method] = []
         for method, layers in self._groups:
@@ -204,9 +205,9 @@ class DynamicSparsity:
                 updated += [method] * len(layers)
         if decided and self._ranks is not None:
             digests = {layer.name: distributed.digest(*change) for layer, change in decided}
-            distributed.check_same(
-                self._ranks, digests, f"the update of step {step}", distributed.SAME_DECISION
-            )
+            what = f"the update of step {step}"
+            same = distributed.Same(digests, what, distributed.SAME_DECISION)
+            distributed.check_same(self._ranks, *begins, same)
         told = {layer.name: self._apply(layer, change) for layer, change in decided}
         for method, (layer, change) in zip(updated, decided, strict=True):
             method.settle(layer, change.grow, [copy[layer.name] for copy in self._copies])
@@ -303,19 +304,32 @@ class DynamicSparsity:
         state = self._generator.get_state()
         self._generator.set_state(ranks.gather(state)[0])
 
-    def _agree(self, step: int) -> None:
-        """Before an update, and before the first step, make sure that all processes agree."""
-        is_due = any(method.is_due(step, self.steps) for method, _ in self._groups)
+    def _agree(self, step: int) -> list[distributed.Same]:
+        """Before an update, and before the first step, make sure that all processes agree.
+
+        Returns:
+            What is left to compare with the decision: for an update that exchanges nothing else,
+            one exchange is enough.
+        """
+        wants = [self._wants(method, step) for method, _ in self._groups]
+        is_due = any(due for due, _ in wants)
         if self._ranks is None or not (is_due or not self._is_agreed):
-            return
+            return []
         digests = {
             "steps_done": step,
             "what is drawn": distributed.digest(self._generator.get_state()),
             **{layer.name: distributed.digest(*layer.topology) for layer in self._layers()},
         }
-        what = f"what step {step} begins with"
-        distributed.check_same(self._ranks, digests, what, distributed.SAME_TOPOLOGY)
+        same = distributed.Same(digests, f"what step {step} begins with", distributed.SAME_TOPOLOGY)
+        exchanges = any(
+            observed or (due and method.needs_gradients)
+            for (method, _), (due, observed) in zip(self._groups, wants, strict=True)
+        )
+        if self._is_agreed and not exchanges:
+            return [same]
+        distributed.check_same(self._ranks, same)
         self._is_agreed = True
+        return []
 
     def _wants(self, method: Method, step: int) -> tuple[bool, bool]:
         """Say whether a method updates after a step, and whether it looks at its gradients."""

@@ -11,7 +11,6 @@ UPDATES = 1000
 MOVES = {"snfs", "dsr"}  # weights from layer to layer
 SHRINKS = {"granet": 0.7, "gmp": 1.0}  # until this share of the training
 OPTIONS = {"gmp": {"scope": "global"}, "mest": {"gradient_weight": 0.0}}
-OPTIONS |= {name: {"candidates": 2} for name in METHODS if name.endswith("ramanujan")}
 
 
 def stored(method, counts, numel, step):
