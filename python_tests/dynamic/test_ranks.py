@@ -20,7 +20,7 @@ TESTS = pathlib.Path(dynamic_ranks.__file__).parent
 def environment():
     return {
         **os.environ,
-        "PYTHONPATH": str(TESTS),
+        "PYTHONPATH": f"{os.environ.get('PYTHONPATH', '')}:{TESTS}".lstrip(":"),
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
     }

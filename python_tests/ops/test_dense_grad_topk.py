@@ -246,9 +246,10 @@ import hashlib, test_dense_grad_topk as tests
 values = [tests.assert_chosen_from_all_products(kind).nan_to_num() for kind in tests.KINDS]
 print(hashlib.sha256(b"".join(v.numpy().tobytes() for v in values)).hexdigest())
 """
+    path = f"{os.environ.get('PYTHONPATH', '')}:{here.parent}:{here}".lstrip(":")
     result = subprocess.run(
         [sys.executable, "-P", "-c", code],
-        env={**os.environ, "FULLSPECTRUM_ISA": isa, "PYTHONPATH": f"{here.parent}:{here}"},
+        env={**os.environ, "FULLSPECTRUM_ISA": isa, "PYTHONPATH": path},
         capture_output=True,
         text=True,
         check=False,
